@@ -1,0 +1,45 @@
+"""Hypergradient estimators behind one interface. An estimator is an approximate pullback of a stage."""
+
+from .adaptation import adapt
+from .errors import HypergradientError, NonFiniteError, NotApplicableError
+from .estimate import estimate, per_stage
+from .estimator import Cost, Estimator, Hypergradient, Pullback, hypergradient, run_stages
+from .forward import Forward
+from .implicit import Implicit
+from .module import ModuleLoss, from_module
+from .one_step import SAMA, T1T2
+from .problem import Problem
+from .products import (
+    PRODUCTS,
+    CentralDifference,
+    Product,
+    gradients,
+    reverse_over_forward,
+    reverse_over_reverse,
+)
+from .registry import Claim, Entry, registry
+from .rules import RULES, SGD, Adam, AdamW, Momentum, Rule
+from .solvers import (
+    CG,
+    SOLVERS,
+    Dense,
+    FixedPoint,
+    Identity,
+    Neumann,
+    Nystrom,
+    Outcome,
+    Solution,
+    Solver,
+)
+from .stage import Record, Stage, State, run
+from .tree import Tree
+from .unroll import Unroll
+
+__all__ = [
+    "CG", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "Adam", "AdamW", "CentralDifference", "Claim", "Cost",
+    "Dense", "Entry", "Estimator", "FixedPoint", "Forward", "Hypergradient", "HypergradientError", "Identity",
+    "Implicit", "ModuleLoss", "Momentum", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome",
+    "Problem", "Product", "Pullback", "Record", "Rule", "Solution", "Solver", "Stage", "State", "Tree", "Unroll",
+    "adapt", "estimate", "from_module", "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward",
+    "reverse_over_reverse", "run", "run_stages",
+]  # fmt: skip

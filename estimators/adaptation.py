@@ -1,0 +1,151 @@
+"""The rule's own derivative: the pullback of an update, and the adaptation of the last one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import tree
+from .errors import NotApplicableError
+from .products import _leaves
+from .rules import Rule, Slots
+from .stage import Record, Stage, State
+from .tree import Tree
+
+SlotCotangents = dict[str, Slots]
+
+
+@dataclass(frozen=True, eq=False)
+class RulePullback:
+    """Cotangents that the updates of all leaves send back; what has no influence is missing."""
+
+    grads: Tree
+    params: Tree
+    slots: SlotCotangents
+    hparams: Tree = field(default_factory=dict)
+
+
+def pull_rule(
+    stage: Stage, state: State, hparams: Tree, grads: Tree, cotangent: Tree, slot_cotangents: SlotCotangents
+) -> RulePullback:
+    """Pull cotangents on (params, slots) after a step back through the rule alone.
+
+    Args:
+        stage, hparams: as run.
+        state: before the step.
+        grads: gradients that the step used; leaves without one were left alone by it.
+        cotangent: on the parameters after the step.
+        slot_cotangents: on the slots after it; missing ones are zero.
+
+    Returns:
+        Cotangents on the gradients, on the parameters *through the change alone* (decay), on the slots before
+        the step, and on hyperparameters that sit in the rule.
+
+    Raises:
+        NotApplicableError: the rule has no derivative.
+    """
+    with torch.enable_grad():
+        lam = _leaves(hparams, hparams if stage.rule_reads_hparams else ())
+        rule = stage.bind(lam)
+        _check_differentiable(rule)
+        g, theta = _leaves(grads, grads), _leaves(tree.select(state.params, grads), grads)
+        before = {k: _leaves(state.slots[k], state.slots[k]) for k in grads}
+        outputs: list[Tensor] = []
+        weights: list[Tensor] = []
+        for k in grads:
+            change, after = rule.update(g[k], before[k], state.step + 1, theta[k])
+            pairs = [(change, cotangent[k])]
+            pairs += [(after[s], c) for s, c in slot_cotangents.get(k, {}).items() if s in after]
+            for out, weight in pairs:
+                if out.requires_grad:
+                    outputs.append(out)
+                    weights.append(weight)
+        inputs = [*g.values(), *theta.values(), *(x for s in before.values() for x in s.values())]
+        inputs += [x for x in lam.values() if x.requires_grad]
+        pulled = torch.autograd.grad(outputs, inputs, weights, allow_unused=True) if outputs else [None] * len(inputs)
+    found = iter(pulled)
+    d_grads = {k: d for k in g if (d := next(found)) is not None}
+    if g and not d_grads:
+        raise NotApplicableError(
+            f"{type(rule).__name__}.update gives a change without a derivative with respect to the gradient "
+            "(a sign, or a detached gradient): no estimator can differentiate through it"
+        )
+    d_params = {k: d for k in theta if (d := next(found)) is not None}
+    d_slots = {k: {s: d for s in slots if (d := next(found)) is not None} for k, slots in before.items()}
+    d_hparams = {k: d for k, x in lam.items() if x.requires_grad and (d := next(found)) is not None}
+    return RulePullback(d_grads, d_params, d_slots, d_hparams)
+
+
+def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
+    """(du/dg)^T c of the last update u: SAMA's *adaptation*, exactly (Choe et al. 2023, sec. 3.2 and App. C).
+
+    It is taken from the slots after the step and the last gradient, by rewinding the rule, so that no copy from
+    before the step is needed; for a rule without ``rewind`` the recorded state is used. The paper prints it as a
+    diagonal; as a pullback it also holds for rules that mix coordinates.
+
+    Args:
+        cotangent: on the end.
+
+    Returns:
+        For every leaf that had a gradient; with a descent rule it points against ``cotangent``.
+
+    Raises:
+        NotApplicableError: no step was taken, or the rule has no derivative.
+    """
+    if record.grad is None:
+        raise NotApplicableError(
+            "the adaptation is the derivative of the last update, and the stage took no step: give Stage(steps >= 1), "
+            "or use SAMA(adapt=False) or an Implicit estimator"
+        )
+    rule, end = stage.bind(hparams), record.end
+    rewind = getattr(rule, "rewind", None)
+    params, slots = dict(end.params), dict(end.slots)
+    with torch.no_grad():
+        for k, g in record.grad.items():
+            if rewind is None:
+                earlier = record.states[end.step - 1]
+                slots[k], params[k] = earlier.slots[k], earlier.params[k]
+            else:
+                slots[k], params[k] = rewind(g, end.slots[k], end.step, end.params[k])
+    before = State(params, slots, end.step - 1)
+    adapted = pull_rule(stage, before, hparams, record.grad, cotangent, {}).grads
+    moved = any(bool(g.any()) for g in record.grad.values())
+    if moved and not any(bool(x.any()) for x in adapted.values()) and any(bool(x.any()) for x in cotangent.values()):
+        raise NotApplicableError(
+            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method, or a rule at "
+            "a stationary point): there is nothing to adapt to; use SAMA(adapt=False)"
+        )
+    return adapted
+
+
+def _check_differentiable(rule: Rule) -> None:
+    if not getattr(rule, "differentiable", True):
+        raise NotApplicableError(
+            f"{type(rule).__name__} declares differentiable=False (its derivative is zero almost everywhere): use "
+            "an Implicit estimator or SAMA(adapt=False), which do not differentiate the rule"
+        )
+
+
+def refuse_rule_hparams(stage: Stage, hparams: Tree, who: str) -> None:
+    """Refuse hyperparameters that sit in the rule, for estimators that cannot see them.
+
+    Raises:
+        NotApplicableError: a tensor field of the rule depends on a hyperparameter.
+    """
+    if not stage.rule_reads_hparams:
+        return
+    with torch.enable_grad():
+        lam = _leaves(hparams, hparams)
+        rule = stage.bind(lam)
+        values = [v for x in vars(rule).values() for v in (x if isinstance(x, tuple) else (x,))]
+        tied = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
+        if not tied:
+            return
+        found = torch.autograd.grad([v.sum() for v in tied], list(lam.values()), allow_unused=True)
+    names = [k for k, d in zip(lam, found, strict=True) if d is not None]
+    raise NotApplicableError(
+        f"the hyperparameters {names} sit in {type(rule).__name__}: the inner optimum does not depend on them, so {who} "
+        "cannot see them and would answer zero. Use Unroll or Forward (or Greedy, one step)"
+    )

@@ -1,0 +1,205 @@
+"""The protocol of an estimator, and the fold that turns pullbacks into a hypergradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from . import tree
+from .errors import HypergradientError, NonFiniteError
+from .products import gradients
+from .solvers import Outcome
+from .stage import Record, Stage, State, run, scalar
+from .tree import Tree
+
+Outer = Callable[[Tree, Tree], Tensor]
+"""(params, hparams) -> scalar: the outer (meta, validation) loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a pullback spent, beside the run itself.
+
+    Attributes:
+        gradients: first-order passes (replayed steps included).
+        products: second-order products.
+        matvecs: those of them that a solver asked for.
+        kept_bytes: recorded states that the pullback needed.
+    """
+
+    gradients: int = 0
+    products: int = 0
+    matvecs: int = 0
+    kept_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            gradients=self.gradients + other.gradients,
+            products=self.products + other.products,
+            matvecs=self.matvecs + other.matvecs,
+            kept_bytes=self.kept_bytes + other.kept_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pullback:
+    """Cotangents that a stage's end sends back.
+
+    Attributes:
+        hparams: cotangent on the hyperparameters; leaves without influence on this stage are missing.
+        start: cotangent on the start; None means "the end forgets its start", or that the estimator gives none.
+        outcome: what happened.
+        cost: what it took.
+        residual: ||b - Hx|| / ||b|| of the linear system, where there is one.
+        curvature: smallest curvature met, where one was looked at.
+    """
+
+    hparams: Tree
+    start: Tree | None
+    outcome: Outcome
+    cost: Cost
+    residual: float | None = None
+    curvature: float | None = None
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """An approximate pullback of a stage: frozen, keyword-built, pure.
+
+    Optional: ``every``, the spacing of the states it wants recorded (see `run`).
+    """
+
+    @property
+    def tail(self) -> int | None:
+        """How many of the last steps it needs recorded: 0 none, None all."""
+        ...
+
+    def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
+        """Cotangent on ``record.end.params`` -> cotangents on hparams and start."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hypergradient:
+    """dM/dlam, and how it came about.
+
+    Attributes:
+        hparams: the hypergradient, keyed as hparams: ``direct + indirect``.
+        value: outer loss, a 0-d tensor.
+        direct: dM/dlam at fixed parameters.
+        indirect: what comes through the stages.
+        pullbacks: one a stage, in the order of the stages.
+    """
+
+    hparams: Tree
+    value: Tensor
+    direct: Tree
+    indirect: Tree
+    pullbacks: tuple[Pullback, ...]
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        return tuple(p.outcome for p in self.pullbacks)
+
+    @property
+    def cost(self) -> Cost:
+        return sum((p.cost for p in self.pullbacks), Cost())
+
+
+def hypergradient(
+    outer: Outer,
+    stages: Sequence[Stage],
+    estimators: Sequence[Estimator],
+    records: Sequence[Record],
+    hparams: Tree,
+    *,
+    throw: bool = True,
+) -> Hypergradient:
+    """Direct outer gradient + a reverse fold of pullbacks over the stages.
+
+    Args:
+        outer: (params, hparams) -> scalar, at the end of the last stage.
+        stages, estimators, records: one of each a stage, in order.
+        hparams: lam, shared by all stages.
+        throw: raise on a diverged series. False leaves it to the reader of ``outcomes``.
+
+    Raises:
+        HypergradientError: lengths differ, the outer loss is no scalar, a hyperparameter influences nothing, an
+            estimator without a start cotangent has stages before it, or a series diverged.
+        NonFiniteError: the outer loss, its gradient or a pullback is NaN or infinite.
+    """
+    if not len(stages) == len(estimators) == len(records) or not stages:
+        raise HypergradientError(
+            f"{len(stages)} stages, {len(estimators)} estimators and {len(records)} records: give one of each a stage"
+        )
+    hparams = tree.detach(hparams)
+    tree.check(hparams, "hparams")
+    end = records[-1].end.params
+    value, cotangent, direct = gradients(
+        lambda p, h: scalar(outer(p, h), "the outer loss"), end, hparams, wrt_params=end, wrt_hparams=hparams
+    )
+    if not bool(torch.isfinite(value)):
+        raise NonFiniteError(f"the outer loss is {float(value)} at the end of the last stage")
+    reduce = stages[-1].reduce
+    current: Tree | None = reduce(tree.fill(cotangent, end))
+    direct = reduce(direct)
+    _finite(current, "the outer gradient")
+    indirect: Tree = {}
+    pullbacks: list[Pullback] = []
+    for i in reversed(range(len(stages))):
+        if current is None:
+            raise HypergradientError(
+                f"{type(estimators[i + 1]).__name__} gives no cotangent for the start of stage {i + 1}, so stage {i} "
+                "cannot be reached and its part would silently be zero: use Unroll() for the later stage"
+            )
+        tree.check(current, f"cotangent on the end of stage {i}", records[i].end.params)
+        pulled = estimators[i].pullback(stages[i], records[i], hparams, current)
+        if throw and pulled.outcome is Outcome.DIVERGED:
+            raise HypergradientError(
+                f"stage {i}, {estimators[i]}: {pulled.outcome.value} (residual {pulled.residual:.3g}, smallest curvature "
+                f"{pulled.curvature if pulled.curvature is not None else float('nan'):.3g}). Pass throw=False to get "
+                "the diverging sum all the same"
+            )
+        _finite(pulled.hparams, f"the pullback of stage {i} by {type(estimators[i]).__name__}", throw=throw)
+        pullbacks.append(pulled)
+        indirect = tree.union_add(indirect, pulled.hparams)
+        current = pulled.start
+    idle = [k for k in hparams if k not in indirect and k not in direct]
+    if idle:
+        raise HypergradientError(
+            f"the hyperparameters {idle} influence nothing that {_names(estimators)} can see: neither an inner loss (in "
+            "a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll"
+        )
+    indirect, direct = tree.fill(indirect, hparams), tree.fill(direct, hparams)
+    return Hypergradient(
+        hparams=tree.add(direct, indirect),
+        value=value,
+        direct=direct,
+        indirect=indirect,
+        pullbacks=tuple(reversed(pullbacks)),
+    )
+
+
+def run_stages(
+    stages: Sequence[Stage], start: Tree | State, hparams: Tree, estimators: Sequence[Estimator]
+) -> list[Record]:
+    """Run every stage from the end of the one before, recording what the estimators (one a stage) need."""
+    records: list[Record] = []
+    for stage, estimator in zip(stages, estimators, strict=True):
+        records.append(run(stage, start, hparams, tail=estimator.tail, every=getattr(estimator, "every", 1)))
+        start = records[-1].end.params
+    return records
+
+
+def _finite(a: Tree, what: str, *, throw: bool = True) -> None:
+    if throw and not tree.all_finite(a):
+        names = [k for k, x in a.items() if not tree.all_finite({k: x})]
+        raise NonFiniteError(f"{what} is NaN or infinite in {names}; it is not replaced by zero")
+
+
+def _names(estimators: Sequence[Estimator]) -> str:
+    return ", ".join(type(e).__name__ for e in estimators)

@@ -1,0 +1,259 @@
+"""First-order gradients, and the one second-order primitive in three interchangeable forms.
+
+For a loss L(theta, lam) and a tangent v on theta,
+
+    H v = d2L/dtheta2 v      and      M^T v = d2L/dlam dtheta v
+
+are the two gradients of the slope <dL/dtheta, v>. A *product* computes the parts of them that are asked for.
+Forms: Pearlmutter 1994 (double backward); reverse over forward (jvp, then backward); central difference
+(Pearlmutter's R-operator by finite differences; Liu et al. 2019, DARTS, eq. 8; Choe et al. 2023, SAMA, eq. 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import tree
+from .errors import HypergradientError
+from .tree import Tree
+
+BoundLoss = Callable[[Tree, Tree], Tensor]
+"""(params, hparams) -> scalar: a stage's loss with its batch and its randomness fixed."""
+
+
+class Product(Protocol):
+    """What the three forms have in common.
+
+    Args:
+        loss: scalar function of (params, hparams).
+        params: theta.
+        hparams: lam.
+        tangent: v, for some or all leaves of theta; absent leaves count as zero.
+        wrt_params: leaves of theta whose rows of H v are wanted.
+        wrt_hparams: leaves of lam whose rows of M^T v are wanted.
+
+    Returns:
+        (H v, M^T v), each holding the wanted leaves that the slope depends on. A leaf is missing, not zero, if the
+        autograd graph shows that it has no influence.
+    """
+
+    def __call__(
+        self,
+        loss: BoundLoss,
+        params: Tree,
+        hparams: Tree,
+        tangent: Tree,
+        *,
+        wrt_params: Collection[str] = (),
+        wrt_hparams: Collection[str] = (),
+    ) -> tuple[Tree, Tree]: ...
+
+
+def _leaves(a: Mapping[str, Tensor], names: Collection[str]) -> Tree:
+    """Cut from every graph; only ``names`` require grad. Whatever does not keeps no activation alive."""
+    return {k: x.detach().requires_grad_() if k in names else x.detach() for k, x in a.items()}
+
+
+def _grad(output: Tensor, inputs: Sequence[Mapping[str, Tensor]], **options: Any) -> list[Tree]:
+    """Gradients of ``output`` for the leaves that require grad, a tree for each of ``inputs``; None is left out."""
+    wanted = [(i, k, x) for i, a in enumerate(inputs) for k, x in a.items() if x.requires_grad]
+    out: list[Tree] = [{} for _ in inputs]
+    if not wanted or not output.requires_grad:
+        return out
+    grads = torch.autograd.grad(output, [x for _, _, x in wanted], allow_unused=True, **options)
+    for (i, k, _), g in zip(wanted, grads, strict=True):
+        if g is not None:
+            out[i][k] = g
+    return out
+
+
+def gradients(
+    loss: BoundLoss,
+    params: Tree,
+    hparams: Tree,
+    *,
+    wrt_params: Collection[str] = (),
+    wrt_hparams: Collection[str] = (),
+) -> tuple[Tensor, Tree, Tree]:
+    """Value and first-order gradients of ``loss``.
+
+    Returns:
+        (loss, detached; dL/dparams; dL/dhparams): only wanted leaves, and only those that the loss reads.
+    """
+    with torch.enable_grad():
+        theta, lam = _leaves(params, wrt_params), _leaves(hparams, wrt_hparams)
+        value = loss(theta, lam)
+        d_params, d_hparams = _grad(value, [theta, lam])
+    return value.detach(), d_params, d_hparams
+
+
+def reverse_over_forward(
+    loss: BoundLoss,
+    params: Tree,
+    hparams: Tree,
+    tangent: Tree,
+    *,
+    wrt_params: Collection[str] = (),
+    wrt_hparams: Collection[str] = (),
+) -> tuple[Tree, Tree]:
+    """One forward pass with dual numbers gives the slope; one backward pass gives both parts. Exact.
+
+    See `Product` for the arguments. No second-order graph is stored, and for ``wrt_hparams`` alone theta is
+    detached, so that only what follows the hyperparameters is kept. Kernels without forward mode (fused attention,
+    LSTM) raise NotImplementedError: use `reverse_over_reverse` or `CentralDifference` there.
+    """
+    with torch.enable_grad(), fwd.dual_level():
+        theta, lam = _leaves(params, wrt_params), _leaves(hparams, wrt_hparams)
+        dual = {k: fwd.make_dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}
+        slope = fwd.unpack_dual(loss(dual, lam)).tangent
+        if slope is None:  # the loss reads no leaf of the tangent
+            return {}, {}
+        d_params, d_hparams = _grad(slope, [theta, lam])
+    return d_params, d_hparams
+
+
+def reverse_over_reverse(
+    loss: BoundLoss,
+    params: Tree,
+    hparams: Tree,
+    tangent: Tree,
+    *,
+    wrt_params: Collection[str] = (),
+    wrt_hparams: Collection[str] = (),
+) -> tuple[Tree, Tree]:
+    """Double backward (Pearlmutter 1994): the graph of the gradient is kept and pulled back. Exact.
+
+    See `Product` for the arguments.
+    """
+    with torch.enable_grad():
+        theta, lam = _leaves(params, {*wrt_params, *tangent}), _leaves(hparams, wrt_hparams)
+        (first,) = _grad(loss(theta, lam), [{k: theta[k] for k in tangent}], create_graph=True)
+        first = {k: g for k, g in first.items() if g.requires_grad}  # the others are constant
+        wanted = [
+            (i, k, a[k]) for i, (a, names) in enumerate([(theta, wrt_params), (lam, wrt_hparams)]) for k in names
+        ]
+        out: list[Tree] = [{}, {}]
+        if first and wanted:
+            seconds = torch.autograd.grad(
+                list(first.values()),
+                [x for _, _, x in wanted],
+                [tangent[k] for k in first],
+                allow_unused=True,
+            )
+            for (i, k, _), g in zip(wanted, seconds, strict=True):
+                if g is not None:
+                    out[i][k] = g
+    return out[0], out[1]
+
+
+class _StopGradients(TorchFunctionMode):
+    """Records what a loss cuts from the graph (``detach``, ``.data``, ``no_grad``), or puts recorded values back."""
+
+    def __init__(self, recorded: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.values: list[Tensor] = []
+        self._recorded = recorded
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        cut = func in (Tensor.detach, torch.detach) or func == Tensor.data.__get__ or not torch.is_grad_enabled()
+        if not cut or not isinstance(out, Tensor):
+            return out
+        self.values.append(out)
+        if self._recorded is None:
+            return out
+        if len(self.values) > len(self._recorded):
+            raise HypergradientError(
+                "CentralDifference: the loss detaches a different number of tensors at different parameters, so "
+                "they cannot be held fixed. Use reverse_over_forward or reverse_over_reverse."
+            )
+        return self._recorded[len(self.values) - 1]
+
+
+@dataclass(frozen=True)
+class CentralDifference:
+    """(g(theta + e v) - g(theta - e v)) / 2e with e = alpha / ||v||: only first-order passes.
+
+    SAMA (Choe et al. 2023, Algorithm 1) and DARTS (Liu et al. 2019, eq. 8). Truncation error O(alpha^2), rounding
+    O(1/alpha). theta is copied, never moved. Two things that a plain difference gets wrong are put right:
+    random draws are the same at both points, and tensors that the loss detaches keep their value at theta
+    (this costs one more forward pass, only for losses that detach).
+
+    Args:
+        alpha: norm of the perturbation, > 0. The published SAMA uses 1; float32 wants about 1e-3 ||theta||, bfloat16
+            about 1e-2 ||theta||.
+        relative: measure ``alpha`` in units of ||theta|| (of the perturbed leaves) instead of absolutely.
+
+    Raises:
+        HypergradientError: ``alpha`` is not positive.
+    """
+
+    alpha: float = 1e-3
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise HypergradientError(f"CentralDifference(alpha={self.alpha}): must be positive")
+
+    def __call__(
+        self,
+        loss: BoundLoss,
+        params: Tree,
+        hparams: Tree,
+        tangent: Tree,
+        *,
+        wrt_params: Collection[str] = (),
+        wrt_hparams: Collection[str] = (),
+    ) -> tuple[Tree, Tree]:
+        length = tree.norm(tangent)
+        radius = torch.full_like(length, self.alpha)
+        if self.relative:
+            around = tree.norm(tree.select(params, tangent))
+            radius = torch.where(around > 0, radius * around, radius)
+        step = torch.where(length > 0, radius / length, 0.0)
+
+        def at(sign: int, mode: _StopGradients) -> tuple[Tree, Tree]:
+            moved = {k: x + sign * step.to(x.dtype) * tangent[k] if k in tangent else x for k, x in params.items()}
+            return self._evaluate(loss, mode, moved, hparams, wrt_params=wrt_params, wrt_hparams=wrt_hparams)
+
+        here = _StopGradients()
+        plus = at(+1, here)
+        if here.values:
+            here = _StopGradients()
+            self._evaluate(loss, here, params, hparams)
+            plus = at(+1, _StopGradients(here.values))
+        minus = at(-1, _StopGradients(here.values))
+        per_step = length / (2 * radius)
+
+        def difference(a: Tree, b: Tree) -> Tree:
+            return {k: (x - b[k]) * per_step.to(x.dtype) for k, x in a.items() if k in b}
+
+        return difference(plus[0], minus[0]), difference(plus[1], minus[1])
+
+    @staticmethod
+    def _evaluate(
+        loss: BoundLoss, mode: _StopGradients, params: Tree, hparams: Tree, **wrt: Collection[str]
+    ) -> tuple[Tree, Tree]:
+        def watched(p: Tree, h: Tree) -> Tensor:
+            with mode:
+                return loss(p, h)
+
+        devices = sorted({x.device.index for x in params.values() if x.device.type == "cuda"})
+        with torch.random.fork_rng(devices=devices):  # every evaluation draws from the same state
+            _, d_params, d_hparams = gradients(watched, params, hparams, **wrt)
+        return d_params, d_hparams
+
+
+PRODUCTS: dict[str, Product] = {
+    "reverse-over-forward": reverse_over_forward,
+    "reverse-over-reverse": reverse_over_reverse,
+    "central-difference": CentralDifference(alpha=1e-3, relative=True),
+}
+"""Every product form by name."""

@@ -1,0 +1,96 @@
+"""Adam (Kingma & Ba 2015), L2 decay and AMSGrad included. Arithmetic of `torch.optim.Adam`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Scalar, Slots, check_fields
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adam:
+    """m' = b1 m + (1-b1) g;  s' = b2 s + (1-b2) g^2;  theta' = theta - lr/(1-b1^t) m' / (sqrt(s'/(1-b2^t)) + eps).
+
+    The square root has an infinite slope at 0. A coordinate whose second moment is exactly 0 has never received
+    a gradient (an unused embedding row, a dead unit): its change is the constant that torch computes, and its
+    derivative is *defined* as 0. So there is no NaN, and such coordinates do not swamp an adapted cotangent with
+    the 1/eps that the formula would give them.
+
+    Args:
+        lr: learning rate.
+        betas: decay rates of the two moments, each in [0, 1).
+        eps: added to the root, outside it.
+        weight_decay: coupled (L2) decay: g + weight_decay * theta replaces g.
+        amsgrad: divide by the largest second moment so far (Reddi et al. 2018).
+
+    Raises:
+        HypergradientError: a field is out of range.
+    """
+
+    lr: Scalar = 1e-3
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999)
+    eps: Scalar = 1e-8
+    weight_decay: Scalar = 0.0
+    amsgrad: bool = False
+    decoupled_weight_decay: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})
+        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
+
+    @property
+    def beta1(self) -> Scalar:
+        return self.betas[0]
+
+    @property
+    def beta2(self) -> Scalar:
+        return self.betas[1]
+
+    def init(self, param: Tensor) -> Slots:
+        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.amsgrad else [])]
+        return {name: param.new_zeros(param.shape) for name in names}
+
+    def _step(self, slots: Slots, t: int) -> Tensor:
+        """-lr/(1-b1^t) m / (sqrt(s/(1-b2^t)) + eps) from the slots after the step."""
+        mean, square = slots["exp_avg"], slots["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
+        live = square > 0
+        root = torch.where(live, torch.where(live, square, 1.0).sqrt(), 0.0)
+        ratio = mean / (root / (1 - self.beta2**t) ** 0.5 + self.eps)
+        return -self.lr / (1 - self.beta1**t) * torch.where(live, ratio, ratio.detach())
+
+    def _decayed_grad(self, grad: Tensor, param: Tensor) -> Tensor:
+        return grad + self.weight_decay * param
+
+    def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        grad = self._decayed_grad(grad, param)
+        square = self.beta2 * slots["exp_avg_sq"] + (1 - self.beta2) * grad * grad
+        after = {"exp_avg": self.beta1 * slots["exp_avg"] + (1 - self.beta1) * grad, "exp_avg_sq": square}
+        if self.amsgrad:
+            # `where`, not `maximum`: on a tie autograd would give each side half.
+            after["max_exp_avg_sq"] = torch.where(square >= slots["max_exp_avg_sq"], square, slots["max_exp_avg_sq"])
+        return self._step(after, t), after
+
+    def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
+        param = param - self._step(slots, t)
+        grad = self._decayed_grad(grad, param)
+        before = {
+            "exp_avg": _undo(slots["exp_avg"], grad, self.beta1),
+            # rounding must not leave a negative average of squares
+            "exp_avg_sq": _undo(slots["exp_avg_sq"], grad * grad, self.beta2).clamp_min(0.0),
+        }
+        if self.amsgrad:
+            # Where the maximum was set by this step its earlier value is lost, and does not matter: any below will do.
+            new = slots["max_exp_avg_sq"] <= slots["exp_avg_sq"]
+            before["max_exp_avg_sq"] = torch.where(new, 0.0, slots["max_exp_avg_sq"])
+        return before, param
+
+
+def _undo(average: Tensor, new: Tensor, beta: Scalar) -> Tensor:
+    """x with average = beta x + (1 - beta) new; with beta = 0, where x has no influence, zeros."""
+    if not isinstance(beta, Tensor) and beta == 0:
+        return torch.zeros_like(average)
+    return (average - (1 - beta) * new) / beta

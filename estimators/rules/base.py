@@ -1,0 +1,69 @@
+"""What an inner optimizer is: a pure function of one leaf."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..errors import HypergradientError
+
+Slots = dict[str, Tensor]
+Scalar = float | Tensor
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """An inner optimizer, one leaf at a time.
+
+    A rule is pure: ``update`` returns new tensors, and gradients flow through all its arguments and through
+    any of its own fields that is a tensor.
+
+    Optional members that estimators use when they are there:
+
+    - ``rewind(grad, slots, t, param) -> (slots, param)``: the inverse of ``update`` and of ``param + change``, given
+      the gradient of that update. With it the *adaptation* (the derivative of the last change with respect to its
+      gradient) needs no copy from before the step. Without it `run` keeps that copy.
+    - ``gradient_step``: the learning rate of plain gradient descent with the same limit of stability on a quadratic;
+      None or absent for adaptive rules. The series solvers use it when their ``lr`` is None.
+    - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient.
+    - ``differentiable``: False for rules whose derivative is zero almost everywhere (sign methods).
+    - ``weight_decay`` and ``decoupled_weight_decay``: decay that the rule, not the loss, applies.
+    """
+
+    @property
+    def lr(self) -> float | Tensor: ...
+
+    def init(self, param: Tensor) -> Slots:
+        """The slots before the first step, for a leaf shaped as ``param``."""
+        ...
+
+    def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        """One step.
+
+        Args:
+            grad: gradient of the loss at ``param``, same shape.
+            slots: the optimizer state of this leaf before the step.
+            t: number of this step, from 1.
+            param: the leaf before the step.
+
+        Returns:
+            (change, slots after the step); the leaf becomes ``param + change``.
+        """
+        ...
+
+
+def check_fields(rule: Any, *, at_least: dict[str, float], below: dict[str, float] | None = None) -> None:
+    """Refuse numbers that the rule cannot work with. Tensors are hyperparameters and are left alone.
+
+    Raises:
+        HypergradientError: a field lies outside its range.
+    """
+    for name, low in at_least.items():
+        value = getattr(rule, name)
+        if not isinstance(value, Tensor) and not value >= low:
+            raise HypergradientError(f"{type(rule).__name__}({name}={value}): must be at least {low}")
+    for name, high in (below or {}).items():
+        value = getattr(rule, name)
+        if not isinstance(value, Tensor) and not value < high:
+            raise HypergradientError(f"{type(rule).__name__}({name}={value}): must be below {high}")

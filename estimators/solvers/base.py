@@ -1,0 +1,58 @@
+"""What a linear solver is, and how it says what happened."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from ..tree import Tree
+
+Matvec = Callable[[Tree], Tree]
+
+
+class Outcome(enum.Enum):
+    """What became of an estimate: the value says it in words, with the next thing to try."""
+
+    DONE = "complete: every step was differentiated"
+    CONVERGED = "converged: the linear system is solved to the tolerance or to rounding"
+    BUDGET = "stopped at its fixed budget of steps: see the residual; raise steps for a smaller one"
+    APPROXIMATE = "approximate by definition: see what the estimator claims"
+    TRUNCATED = "truncated: only the last steps were differentiated; raise last for less bias"
+    MISSED = "missed its tolerance within its steps: raise steps, loosen rtol, or add damping"
+    INDEFINITE = (
+        "met negative curvature: the inner problem is not at a minimum; train longer, add damping of at least "
+        "minus the reported curvature, or use Neumann with no more steps than were trained, or Unroll"
+    )
+    SINGULAR = "the system is singular: add damping, or a penalty to the inner loss"
+    DIVERGED = "the series diverges: lr * lambda_max >= 2 or a negative eigenvalue; lower lr, or use CG"
+    NOT_STATIONARY = (
+        "the rule decays the weights outside the loss (decoupled weight decay), so its fixed point is no stationary "
+        "point of the loss and implicit differentiation is biased: put the decay into the loss"
+    )
+
+
+class Solution(NamedTuple):
+    """An (approximate) solution x of H x = b.
+
+    Attributes:
+        value: x, keyed as b.
+        outcome: what happened.
+        matvecs: products H v used.
+        residual: ||b - H x|| / ||b|| (0 for b = 0); None if the solver does not know it. The series solvers report
+            that of their sum without its last term, an upper bound when they converge.
+        curvature: smallest v'Hv / v'v met, None if none was looked at.
+    """
+
+    value: Tree
+    outcome: Outcome
+    matvecs: int
+    residual: float | None
+    curvature: float | None = None
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Frozen, keyword-built; H is symmetric and known only through ``matvec``."""
+
+    def __call__(self, matvec: Matvec, b: Tree) -> Solution: ...

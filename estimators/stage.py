@@ -1,0 +1,284 @@
+"""Training as a map: a `Stage` takes (start, hparams) to an end, and `run` records what estimators need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from . import tree
+from .errors import HypergradientError, NonFiniteError
+from .products import BoundLoss, gradients
+from .rules import Rule, Slots
+from .tree import Tree
+
+Batch = Any
+
+
+class State(NamedTuple):
+    """Everything a run needs to go on.
+
+    Attributes:
+        params: theta, keyed as ``named_parameters()``.
+        slots: optimizer state of every trained leaf.
+        step: steps taken so far; step t (from 0) reads ``stream(t)`` and is the rule's update number t + 1.
+    """
+
+    params: Tree
+    slots: dict[str, Slots]
+    step: int
+
+
+def identity(a: Tree) -> Tree:
+    """The default of ``Stage.reduce``: one process, nothing to average."""
+    return a
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A training run seen as a map (start, hparams) -> end.
+
+    Args:
+        loss: (params, hparams, batch) -> scalar, a mean over the batch if `reduce` averages over ranks.
+        rule: the inner optimizer, or a function hparams -> optimizer if hyperparameters sit in it.
+        stream: step number -> batch, a pure function of the step: replay and solvers call it again.
+        steps: number of steps, >= 0. A stage of no steps ends where it starts and uses ``stream(0)``.
+        reduce: mean over data-parallel ranks, applied to gradients and to both halves of every product.
+        frozen: leaves that the loss reads and the stage leaves as they are (head-only fine-tuning).
+        seed: makes random draws inside ``loss`` and ``stream`` a function of the step, so that every evaluation
+            of a step sees the same ones. Needed by losses that draw (dropout); `run` says so.
+
+    Raises:
+        HypergradientError: ``steps`` is negative.
+    """
+
+    loss: Callable[[Tree, Tree, Batch], Tensor]
+    rule: Rule | Callable[[Tree], Rule]
+    stream: Callable[[int], Batch]
+    steps: int
+    reduce: Callable[[Tree], Tree] = identity
+    frozen: frozenset[str] = field(default_factory=frozenset)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise HypergradientError(f"Stage(steps={self.steps}): must not be negative")
+        object.__setattr__(self, "frozen", frozenset(self.frozen))
+
+    @property
+    def rule_reads_hparams(self) -> bool:
+        """Whether the rule is built from the hyperparameters."""
+        return not hasattr(self.rule, "update")
+
+    def bind(self, hparams: Tree) -> Rule:
+        """The rule at these hyperparameters."""
+        if not self.rule_reads_hparams:
+            return cast(Rule, self.rule)
+        rule = cast(Callable[[Tree], Rule], self.rule)(hparams)
+        if not hasattr(rule, "update"):
+            raise HypergradientError(
+                f"Stage.rule returned {rule!r}: return a rule such as SGD(lr=...), or pass the rule itself"
+            )
+        return rule
+
+    def trained(self, params: Mapping[str, Tensor]) -> list[str]:
+        """The leaves that this stage moves."""
+        unknown = self.frozen - params.keys()
+        if unknown:
+            raise HypergradientError(f"Stage.frozen names {sorted(unknown)}, but the start holds {sorted(params)}")
+        return [k for k in params if k not in self.frozen]
+
+    def initial(self, params: Tree, hparams: Tree) -> State:
+        """The state before the first step, with fresh slots."""
+        rule = self.bind(hparams)
+        return State(params, {k: rule.init(params[k]) for k in self.trained(params)}, 0)
+
+    def objective(self, step: int) -> BoundLoss:
+        """The loss of one step as a function of (params, hparams) alone: batch and random draws are fixed.
+
+        Raises (when called):
+            HypergradientError: the loss reads a leaf that is not there, or is no scalar.
+        """
+        with self._seeded(step):
+            batch = self.stream(step)
+
+        def bound(params: Tree, hparams: Tree) -> Tensor:
+            with self._seeded(step):
+                try:
+                    value = self.loss(params, hparams, batch)
+                except KeyError as error:
+                    raise HypergradientError(
+                        f"the loss of step {step} reads {error.args[0]!r}, but params hold {sorted(params)} and hparams "
+                        f"{sorted(hparams)}: rename the start or the loss so that they agree"
+                    ) from error
+                except Exception as error:
+                    error.add_note(f"(in Stage.loss, step {step})")
+                    raise
+            return scalar(value, f"Stage.loss of step {step}")
+
+        return bound
+
+    @contextmanager
+    def _seeded(self, step: int) -> Iterator[None]:
+        if self.seed is None:
+            yield
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed * 1_000_003 + step)
+                yield
+
+
+def scalar(value: Any, what: str) -> Tensor:
+    """``value`` if it is a 0-d tensor.
+
+    Raises:
+        HypergradientError: it is not.
+    """
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise HypergradientError(f"{what} returned {shape}, not a scalar: end it with .mean() or .sum()")
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What `run` keeps. One record serves every estimator.
+
+    Attributes:
+        end: state after the last step.
+        states: state before step t, for the recorded t.
+        grad: gradient that the last step used (leaves that the loss reads); None if there was no step.
+        losses: (steps,) loss of every step.
+        skipped: step -> trained leaves that had no gradient then and were left alone, as torch.optim does.
+    """
+
+    end: State
+    states: dict[int, State]
+    grad: Tree | None
+    losses: Tensor
+    skipped: dict[int, frozenset[str]]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the recorded states (shared tensors counted once)."""
+        seen = {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+            for s in self.states.values()
+            for x in [*s.params.values(), *(y for slots in s.slots.values() for y in slots.values())]
+        }
+        return sum(seen.values())
+
+
+def advance(stage: Stage, rule: Rule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
+    """One step: (next state, loss, gradient of the leaves that the loss reads)."""
+    names = stage.trained(state.params)
+    loss, grads, _ = gradients(stage.objective(state.step), state.params, hparams, wrt_params=names)
+    grads = stage.reduce(grads)
+    params, slots = dict(state.params), dict(state.slots)
+    with torch.no_grad():
+        for k, g in grads.items():
+            change, slots[k] = rule.update(g, state.slots[k], state.step + 1, state.params[k])
+            params[k] = state.params[k] + change
+    return State(params, slots, state.step + 1), loss, grads
+
+
+def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = None, every: int = 1) -> Record:
+    """Train, and record the last ``tail`` steps.
+
+    Args:
+        stage: what to run.
+        start: parameters (fresh optimizer slots, step 0) or a `State` to go on from.
+        hparams: lam.
+        tail: how many of the last steps to record: 0 none, None all. (One is recorded anyway for a rule without
+            ``rewind``, whose adaptation needs it.)
+        every: keep every ``every``-th state of the tail; `Unroll` replays those between.
+
+    Raises:
+        HypergradientError: a malformed start or hparams, a loss that is no scalar, reads other keys, draws random
+            numbers without ``Stage.seed``, or depends on no trained leaf.
+        NonFiniteError: a loss or a parameter became NaN or infinite; the message names the step.
+    """
+    if tail is not None and tail < 0 or every < 1:
+        raise HypergradientError(f"run(tail={tail}, every={every}): tail must be None or >= 0, every >= 1")
+    hparams = tree.detach(hparams)
+    _check_start(stage, start, hparams)
+    state = start if isinstance(start, State) else stage.initial(start, hparams)
+    state = State(tree.detach(state.params), {k: tree.detach(s) for k, s in state.slots.items()}, state.step)
+    rule = stage.bind(hparams)
+    last = state.step + stage.steps
+    kept = stage.steps if tail is None else min(tail, stage.steps)
+    if kept == 0 and stage.steps > 0 and not hasattr(rule, "rewind"):
+        kept = 1
+    states: dict[int, State] = {}
+    losses: list[Tensor] = []
+    skipped: dict[int, frozenset[str]] = {}
+    grad: Tree | None = None
+    names = set(stage.trained(state.params))
+    drawn = _generator_states(state.params) if stage.seed is None else None
+    for t in range(state.step, last):
+        if t >= last - kept and (t - last + kept) % every == 0:
+            states[t] = state
+        grad = None  # the previous gradient must not outlive this step's activations
+        state, loss, grad = advance(stage, rule, state, hparams)
+        losses.append(loss)
+        if len(grad) < len(names):
+            skipped[t] = frozenset(names - grad.keys())
+        if drawn is not None:
+            _check_no_draws(drawn, state.params)
+            drawn = None
+    if grad is not None and not grad:
+        raise HypergradientError(
+            f"the loss depends on none of the trained leaves {sorted(names)}: does it read params, or a closure?"
+        )
+    record = Record(state, states, grad, torch.stack(losses) if losses else torch.empty(0), skipped)
+    _check_finite(record)
+    return record
+
+
+def _check_start(stage: Stage, start: Tree | State, hparams: Tree) -> None:
+    params = start.params if isinstance(start, State) else start
+    tree.check(params, "start")
+    tree.check(hparams, "hparams")
+    if hparams and params:
+        p, h = next(iter(params.values())), next(iter(hparams.values()))
+        if (p.dtype, p.device) != (h.dtype, h.device):
+            raise HypergradientError(
+                f"start is {p.dtype} on {p.device} but hparams are {h.dtype} on {h.device}: convert one with .to(...)"
+            )
+    if isinstance(start, State):
+        missing = set(stage.trained(params)) - start.slots.keys()
+        if missing:
+            raise HypergradientError(f"State.slots lacks {sorted(missing)}: start from a dict of params for fresh slots")
+
+
+def _generator_states(params: Tree) -> list[Tensor]:
+    cuda = sorted({x.device.index or 0 for x in params.values() if x.device.type == "cuda"})
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in cuda)]
+
+
+def _check_no_draws(before: list[Tensor], params: Tree) -> None:
+    if not all(torch.equal(a, b) for a, b in zip(before, _generator_states(params), strict=True)):
+        raise HypergradientError(
+            "the loss or the stream draws from torch's global generator (dropout, sampling, shuffling), so that no "
+            "second evaluation of a step would agree with the first: give Stage(seed=0)"
+        )
+
+
+def _check_finite(record: Record) -> None:
+    bad = (~torch.isfinite(record.losses)).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise NonFiniteError(
+            f"the inner loss became {float(record.losses[step])} at step {step} of {len(record.losses)}: lower the "
+            "learning rate, or look at the batch of that step"
+        )
+    if not tree.all_finite(record.end.params):
+        names = [k for k, x in record.end.params.items() if not tree.all_finite({k: x})]
+        raise NonFiniteError(
+            f"the parameters {names} are not finite after {len(record.losses)} steps, although every loss was: "
+            "the last gradient was NaN or infinite; look for sqrt, log or division at 0"
+        )

@@ -1,0 +1,145 @@
+"""Arithmetic on flat dictionaries of tensors: the only vector space of this library.
+
+A tree is keyed as ``nn.Module.named_parameters()``. Binary functions take the keys of their first argument,
+which the second must hold as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from .errors import HypergradientError
+
+Tree = dict[str, Tensor]
+
+
+def map_tree(fn: Callable[[Tensor], Tensor], a: Mapping[str, Tensor]) -> Tree:
+    """``fn`` of every leaf."""
+    return {k: fn(x) for k, x in a.items()}
+
+
+def detach(a: Mapping[str, Tensor]) -> Tree:
+    """The same storage, cut from every autograd graph."""
+    return map_tree(torch.Tensor.detach, a)
+
+
+def zeros_like(a: Mapping[str, Tensor]) -> Tree:
+    return map_tree(torch.zeros_like, a)
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    return {k: x + b[k] for k, x in a.items()}
+
+
+def sub(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    return {k: x - b[k] for k, x in a.items()}
+
+
+def scale(a: Mapping[str, Tensor], c: float | Tensor) -> Tree:
+    return {k: x * c for k, x in a.items()}
+
+
+def axpy(c: float | Tensor, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tree:
+    """``c x + y``."""
+    return {k: c * x[k] + yk for k, yk in y.items()}
+
+
+def union_add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    """Sum over the union of the keys; a missing leaf counts as zero."""
+    return {**a, **{k: a[k] + x if k in a else x for k, x in b.items()}}
+
+
+def fill(a: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Tree:
+    """``a`` with zeros for the leaves of ``like`` that it lacks, in the order of ``like``."""
+    return {k: a[k] if k in a else torch.zeros_like(x) for k, x in like.items()}
+
+
+def select(a: Mapping[str, Tensor], names: Collection[str]) -> Tree:
+    """The leaves called ``names``, in the order of ``a``."""
+    return {k: x for k, x in a.items() if k in names}
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision would round a long sum away: accumulate in float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Inner product, a 0-d tensor on the leaves' device (no synchronisation)."""
+    return torch.stack([torch.dot(_wide(x).reshape(-1), _wide(b[k]).reshape(-1)) for k, x in a.items()]).sum()
+
+
+def largest(a: Mapping[str, Tensor]) -> Tensor:
+    """Largest absolute entry, a 0-d tensor."""
+    return torch.stack([_wide(x).abs().max() for x in a.values() if x.numel()]).max()
+
+
+def norm(a: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean norm, a 0-d tensor; scaled inside, so that 1e-30 in float32 does not underflow to 0."""
+    top = largest(a)
+    unit = torch.where(top > 0, top, torch.ones_like(top))
+    return unit * torch.stack([(_wide(x) / unit).square().sum() for x in a.values()]).sum().sqrt()
+
+
+def size(a: Mapping[str, Tensor]) -> int:
+    """Number of scalars."""
+    return sum(x.numel() for x in a.values())
+
+
+def nbytes(a: Mapping[str, Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in a.values())
+
+
+def flatten(a: Mapping[str, Tensor]) -> Tensor:
+    """One vector, leaves in order."""
+    return torch.cat([x.reshape(-1) for x in a.values()])
+
+
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Tree:
+    """The inverse of `flatten` for trees shaped as ``like``."""
+    parts = torch.split(vector, [x.numel() for x in like.values()])
+    return {k: p.reshape(x.shape) for (k, x), p in zip(like.items(), parts, strict=True)}
+
+
+def all_finite(a: Mapping[str, Tensor]) -> bool:
+    """Whether no leaf holds NaN or infinity (synchronises once)."""
+    return not a or bool(torch.stack([torch.isfinite(x).all() for x in a.values()]).all())
+
+
+def check(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor] | None = None) -> None:
+    """Refuse a tree that no estimator can work with.
+
+    Args:
+        a: the tree.
+        what: how to call it in the message.
+        like: if given, keys, shapes, dtypes and devices must agree with it.
+
+    Raises:
+        HypergradientError: not a dict of floating tensors, mixed dtypes or devices, or unlike ``like``.
+    """
+    if not isinstance(a, Mapping) or not all(isinstance(x, Tensor) for x in a.values()):
+        raise HypergradientError(f"{what} must be a dict of tensors such as {{'w': tensor}}, got {type(a).__name__}")
+    for k, x in a.items():
+        if not x.is_floating_point():
+            raise HypergradientError(f"{what}[{k!r}] has dtype {x.dtype}: convert it with .float() or .double()")
+    for kind, found in (("dtypes", {x.dtype for x in a.values()}), ("devices", {x.device for x in a.values()})):
+        if len(found) > 1:
+            raise HypergradientError(
+                f"{what} mixes {kind} {sorted(map(str, found))}: convert all leaves with .to(...) first"
+            )
+    if like is None:
+        return
+    if a.keys() != like.keys():
+        raise HypergradientError(f"{what} has the keys {sorted(a)}, expected {sorted(like)}")
+    for k, x in a.items():
+        if x.shape != like[k].shape:
+            raise HypergradientError(
+                f"{what}[{k!r}] has shape {tuple(x.shape)}, expected {tuple(like[k].shape)}: nothing is broadcast"
+            )
+        if (x.dtype, x.device) != (like[k].dtype, like[k].device):
+            raise HypergradientError(
+                f"{what}[{k!r}] is {x.dtype} on {x.device}, expected {like[k].dtype} on {like[k].device}"
+            )
