@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import tree
 from .errors import NotApplicableError
-from .products import _leaves
+from .products import leaves
 from .rules import Rule, Slots
 from .stage import Record, Stage, State
 from .tree import Tree
@@ -47,11 +47,11 @@ def pull_rule(
         NotApplicableError: the rule has no derivative.
     """
     with torch.enable_grad():
-        lam = _leaves(hparams, hparams if stage.rule_reads_hparams else ())
+        lam = leaves(hparams, hparams if stage.rule_reads_hparams else ())
         rule = stage.bind(lam)
-        _check_differentiable(rule)
-        g, theta = _leaves(grads, grads), _leaves(tree.select(state.params, grads), grads)
-        before = {k: _leaves(state.slots[k], state.slots[k]) for k in grads}
+        check_differentiable(rule)
+        g, theta = leaves(grads, grads), leaves(tree.select(state.params, grads), grads)
+        before = {k: leaves(state.slots[k], state.slots[k]) for k in grads}
         outputs: list[Tensor] = []
         weights: list[Tensor] = []
         for k in grads:
@@ -114,13 +114,18 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     moved = any(bool(g.any()) for g in record.grad.values())
     if moved and not any(bool(x.any()) for x in adapted.values()) and any(bool(x.any()) for x in cotangent.values()):
         raise NotApplicableError(
-            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method, or a rule at "
-            "a stationary point): there is nothing to adapt to; use SAMA(adapt=False)"
+            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method, or a rule "
+            "at a stationary point): there is nothing to adapt to; use SAMA(adapt=False)"
         )
     return adapted
 
 
-def _check_differentiable(rule: Rule) -> None:
+def check_differentiable(rule: Rule) -> None:
+    """Refuse a rule that says it has no derivative.
+
+    Raises:
+        NotApplicableError: it does.
+    """
     if not getattr(rule, "differentiable", True):
         raise NotApplicableError(
             f"{type(rule).__name__} declares differentiable=False (its derivative is zero almost everywhere): use "
@@ -137,7 +142,7 @@ def refuse_rule_hparams(stage: Stage, hparams: Tree, who: str) -> None:
     if not stage.rule_reads_hparams:
         return
     with torch.enable_grad():
-        lam = _leaves(hparams, hparams)
+        lam = leaves(hparams, hparams)
         rule = stage.bind(lam)
         values = [v for x in vars(rule).values() for v in (x if isinstance(x, tuple) else (x,))]
         tied = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
@@ -146,6 +151,6 @@ def refuse_rule_hparams(stage: Stage, hparams: Tree, who: str) -> None:
         found = torch.autograd.grad([v.sum() for v in tied], list(lam.values()), allow_unused=True)
     names = [k for k, d in zip(lam, found, strict=True) if d is not None]
     raise NotApplicableError(
-        f"the hyperparameters {names} sit in {type(rule).__name__}: the inner optimum does not depend on them, so {who} "
-        "cannot see them and would answer zero. Use Unroll or Forward (or Greedy, one step)"
+        f"the hyperparameters {names} sit in {type(rule).__name__}: the inner optimum does not depend on them, so "
+        f"{who} cannot see them and would answer zero. Use Unroll or Forward (or Greedy, one step)"
     )

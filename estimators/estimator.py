@@ -145,9 +145,9 @@ def hypergradient(
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(f"the outer loss is {float(value)} at the end of the last stage")
     reduce = stages[-1].reduce
-    current: Tree | None = reduce(tree.fill(cotangent, end))
-    direct = reduce(direct)
-    _finite(current, "the outer gradient")
+    cotangent, direct = reduce(tree.fill(cotangent, end)), reduce(direct)
+    _finite(cotangent, "the outer gradient")
+    current: Tree | None = cotangent
     indirect: Tree = {}
     pullbacks: list[Pullback] = []
     for i in reversed(range(len(stages))):
@@ -160,9 +160,8 @@ def hypergradient(
         pulled = estimators[i].pullback(stages[i], records[i], hparams, current)
         if throw and pulled.outcome is Outcome.DIVERGED:
             raise HypergradientError(
-                f"stage {i}, {estimators[i]}: {pulled.outcome.value} (residual {pulled.residual:.3g}, smallest curvature "
-                f"{pulled.curvature if pulled.curvature is not None else float('nan'):.3g}). Pass throw=False to get "
-                "the diverging sum all the same"
+                f"stage {i}, {estimators[i]}: {pulled.outcome.value} (residual {pulled.residual}, smallest curvature met "
+                f"{pulled.curvature}). Pass throw=False to get the diverging sum all the same"
             )
         _finite(pulled.hparams, f"the pullback of stage {i} by {type(estimators[i]).__name__}", throw=throw)
         pullbacks.append(pulled)
@@ -171,8 +170,8 @@ def hypergradient(
     idle = [k for k in hparams if k not in indirect and k not in direct]
     if idle:
         raise HypergradientError(
-            f"the hyperparameters {idle} influence nothing that {_names(estimators)} can see: neither an inner loss (in "
-            "a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll"
+            f"the hyperparameters {idle} influence nothing that {_names(estimators)} can see: neither an inner loss "
+            "(in a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll"
         )
     indirect, direct = tree.fill(indirect, hparams), tree.fill(direct, hparams)
     return Hypergradient(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
-import torch.autograd.forward_ad as fwd
-from torch import Tensor
+from torch.func import grad, jvp, vmap
 
 from . import tree
-from .adaptation import _check_differentiable
+from .adaptation import check_differentiable
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
+from .rules import Slots
 from .solvers import Outcome
-from .stage import Record, Stage, State
+from .stage import Record, Stage, State, advance
 from .tree import Tree
+
+AllSlots = dict[str, Slots]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,22 @@ class Forward:
     """Carry Z = d(theta, slots)/dlam along the run, then answer Z^T c.
 
     Z' = Z + (du/dg)(H Z + M) + ...: memory does not grow with the steps but with the number of hyperparameters, and
-    so does the time. Exact for the steps that were run. It gives no cotangent for the start.
+    so does the work. Exact for the steps that were run. It gives no cotangent for the start.
 
     Args:
-        max_hparams: refuse more scalars of lam than this; each costs a gradient and its tangent in every step.
+        max_hparams: refuse more scalars of lam than this; each costs the tangent of a gradient in every step.
+        chunk: columns of Z advanced together; None all. Smaller is lighter and slower.
+
+    Raises:
+        HypergradientError: a field is below 1.
     """
 
     max_hparams: int = 512
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_hparams < 1 or (self.chunk is not None and self.chunk < 1):
+            raise HypergradientError(f"{self}: max_hparams and chunk must be at least 1")
 
     @property
     def tail(self) -> None:
@@ -51,68 +65,69 @@ class Forward:
                 f"Forward carries one tangent for each of the {n} hyperparameters, more than max_hparams="
                 f"{self.max_hparams}: use Unroll, or raise max_hparams if you mean it"
             )
-        _check_differentiable(stage.bind(hparams))
+        check_differentiable(stage.bind(hparams))
         if stage.steps == 0:
             return Pullback(hparams=tree.zeros_like(hparams), start=None, outcome=Outcome.DONE, cost=Cost())
         first = record.end.step - stage.steps
         if first not in record.states:
             raise HypergradientError("the record lacks the first state: run(..., tail=None) records what Forward needs")
         state = record.states[first]
-        basis = torch.eye(n, dtype=_like(hparams).dtype, device=_like(hparams).device)
-        directions = [tree.unflatten(e, hparams) for e in basis]
-        tangents = [State(tree.zeros_like(state.params), {k: {} for k in state.slots}, 0) for _ in directions]
-        for _ in range(stage.steps):
-            following = [_dual_step(stage, state, hparams, z, d) for z, d in zip(tangents, directions, strict=True)]
-            state, tangents = following[0][0], [z for _, z in following]
-        row = torch.stack([tree.dot(z.params, cotangent) for z in tangents])
+        like = next(iter(hparams.values()))
+        directions = vmap(lambda e: tree.unflatten(e, hparams))(torch.eye(n, dtype=like.dtype, device=like.device))
+        z_params = tree.map_tree(lambda x: x.new_zeros(n, *x.shape), state.params)
+        z_slots = {k: tree.map_tree(lambda x: x.new_zeros(n, *x.shape), s) for k, s in state.slots.items()}
+        rule = stage.bind(hparams)
+        for t in range(first, record.end.step):
+            names = [k for k in stage.trained(state.params) if k not in record.skipped.get(t, ())]
+            following, _, grads = advance(stage, rule, state, hparams)
+            slopes = self._gradient_tangents(stage, state, hparams, names, z_params, directions)
+            moved, z_moved = self._update_tangents(stage, state, hparams, grads, slopes, z_params, z_slots, directions)
+            z_params, z_slots, state = {**z_params, **moved}, {**z_slots, **z_moved}, following
+        row = torch.stack([z.reshape(n, -1) @ cotangent[k].reshape(-1) for k, z in z_params.items()]).sum(0)
         return Pullback(
-            hparams=stage.reduce(tree.unflatten(row.to(_like(hparams).dtype), hparams)),
+            hparams=stage.reduce(tree.unflatten(row, hparams)),
             start=None,
             outcome=Outcome.DONE,
             cost=Cost(
-                gradients=n * stage.steps,
+                gradients=stage.steps,
                 products=n * stage.steps,
-                kept_bytes=n * sum(map(tree.nbytes, [tangents[0].params, *tangents[0].slots.values()])),
+                kept_bytes=sum(map(tree.nbytes, [z_params, *z_slots.values()])),
             ),
         )
 
+    def _gradient_tangents(
+        self, stage: Stage, state: State, hparams: Tree, names: list[str], z_params: Tree, directions: Tree
+    ) -> Tree:
+        """(H Z + M) of one step: forward mode over the gradient, all columns at once."""
+        objective = stage.objective(state.step)
 
-def _like(a: Tree) -> Tensor:
-    return next(iter(a.values()))
+        def gradient(params: Tree, lam: Tree) -> Tree:
+            trained = tree.select(params, names)
+            return cast(Tree, grad(lambda theta: objective({**params, **theta}, lam))(trained))
 
+        def tangent(z: Tree, direction: Tree) -> Tree:
+            return cast(Tree, jvp(gradient, (state.params, hparams), (z, direction))[1])
 
-def _dual_step(stage: Stage, state: State, hparams: Tree, z: State, direction: Tree) -> tuple[State, State]:
-    """One step and its derivative along (z, direction): forward mode over the gradient and the update."""
-    objective = stage.objective(state.step)
-    names = stage.trained(state.params)
-    with fwd.dual_level():
+        return stage.reduce(self._columns(tangent)(z_params, directions))
 
-        def dual(x: Tensor, tangent: Tensor | None) -> Tensor:
-            return x if tangent is None else fwd.make_dual(x, tangent)
+    def _update_tangents(
+        self, stage: Stage, state: State, hparams: Tree, grads: Tree, slopes: Tree, z_params: Tree, z_slots: AllSlots,
+        directions: Tree,
+    ) -> tuple[Tree, AllSlots]:  # fmt: skip
+        """The tangents of the leaves that the rule moves, and of their slots."""
 
-        lam = {k: dual(x.detach(), direction[k]) for k, x in hparams.items()}
-        with torch.enable_grad():
-            theta = {
-                k: dual(x.detach().requires_grad_() if k in names else x.detach(), z.params[k])
-                for k, x in state.params.items()
-            }
-            value = objective(theta, lam)
-            found = torch.autograd.grad(value, [theta[k] for k in names], allow_unused=True)
-        split = {k: fwd.unpack_dual(g) for k, g in zip(names, found, strict=True) if g is not None}
-        primal = stage.reduce({k: g.primal.detach() for k, g in split.items()})
-        slope = stage.reduce({k: torch.zeros_like(g.primal) if g.tangent is None else g.tangent.detach()
-                              for k, g in split.items()})  # fmt: skip
-        rule = stage.bind(lam)
-        params, slots = dict(state.params), dict(state.slots)
-        z_params, z_slots = dict(z.params), dict(z.slots)
-        with torch.no_grad():
-            for k, g in primal.items():
-                before = {s: dual(x, z.slots[k].get(s)) for s, x in state.slots[k].items()}
-                x = dual(state.params[k], z.params[k])
-                change, after = rule.update(fwd.make_dual(g, slope[k]), before, state.step + 1, x)
-                params[k], tangent = fwd.unpack_dual(x + change)
-                z_params[k] = torch.zeros_like(g) if tangent is None else tangent
-                pairs = {s: fwd.unpack_dual(y) for s, y in after.items()}
-                slots[k] = {s: y.primal for s, y in pairs.items()}
-                z_slots[k] = {s: y.tangent for s, y in pairs.items() if y.tangent is not None}
-    return State(params, slots, state.step + 1), State(z_params, z_slots, 0)
+        def update(g: Tree, params: Tree, slots: AllSlots, lam: Tree) -> tuple[Tree, AllSlots]:
+            rule = stage.bind(lam)
+            pairs = {k: rule.update(g[k], slots[k], state.step + 1, params[k]) for k in g}
+            return {k: params[k] + change for k, (change, _) in pairs.items()}, {k: s for k, (_, s) in pairs.items()}
+
+        theta, slots = tree.select(state.params, grads), {k: state.slots[k] for k in grads}
+
+        def tangent(dg: Tree, z: Tree, zs: AllSlots, direction: Tree) -> tuple[Tree, AllSlots]:
+            out = jvp(update, (grads, theta, slots, hparams), (dg, z, zs, direction))[1]
+            return cast(tuple[Tree, AllSlots], out)
+
+        return self._columns(tangent)(slopes, tree.select(z_params, grads), {k: z_slots[k] for k in grads}, directions)
+
+    def _columns(self, fn: Callable[..., T]) -> Callable[..., T]:
+        return cast(Callable[..., T], vmap(fn, randomness="same", chunk_size=self.chunk))

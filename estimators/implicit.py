@@ -90,9 +90,7 @@ class Implicit:
             curvature=solution.curvature,
         )
 
-    def _product(
-        self, losses: list[BoundLoss], params: Tree, hparams: Tree, v: Tree, **wrt: Any
-    ) -> tuple[Tree, Tree]:
+    def _product(self, losses: list[BoundLoss], params: Tree, hparams: Tree, v: Tree, **wrt: Any) -> tuple[Tree, Tree]:
         return mean_product(self.product, losses, params, hparams, v, **wrt)
 
 

@@ -15,6 +15,10 @@ from .stage import Record, Stage
 from .tree import Tree
 
 
+PUBLISHED_DIFFERENCE = CentralDifference(alpha=1.0)
+"""The product of the SAMA paper (Table 4: alpha = 1)."""
+
+
 @dataclass(frozen=True)
 class T1T2:
     """M^T (-lr c) with M at the state *before* the last step, c at the end (Luketina et al. 2016, eq. 5).
@@ -76,7 +80,7 @@ class SAMA:
     """
 
     adapt: bool = True
-    product: Product = CentralDifference(alpha=1.0)
+    product: Product = PUBLISHED_DIFFERENCE
     batches: int = 1
 
     def __post_init__(self) -> None:
@@ -99,10 +103,8 @@ class SAMA:
                 "SAMA uses the last update, and the stage took no step: give Stage(steps >= 1), or use an Implicit "
                 "estimator"
             )
-        if self.adapt:
-            tangent = adapt(stage, record, hparams, cotangent)
-        else:
-            tangent = {k: -cotangent[k] for k in record.grad}
+        unadapted = {k: -cotangent[k] for k in record.grad}
+        tangent = adapt(stage, record, hparams, cotangent) if self.adapt else unadapted
         losses = last_objectives(stage, record, self.batches)
         _, mixed = mean_product(self.product, losses, record.end.params, hparams, tangent, wrt_hparams=hparams)
         return Pullback(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -56,7 +56,7 @@ class Product(Protocol):
     ) -> tuple[Tree, Tree]: ...
 
 
-def _leaves(a: Mapping[str, Tensor], names: Collection[str]) -> Tree:
+def leaves(a: Mapping[str, Tensor], names: Collection[str]) -> Tree:
     """Cut from every graph; only ``names`` require grad. Whatever does not keeps no activation alive."""
     return {k: x.detach().requires_grad_() if k in names else x.detach() for k, x in a.items()}
 
@@ -88,10 +88,18 @@ def gradients(
         (loss, detached; dL/dparams; dL/dhparams): only wanted leaves, and only those that the loss reads.
     """
     with torch.enable_grad():
-        theta, lam = _leaves(params, wrt_params), _leaves(hparams, wrt_hparams)
+        theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
         value = loss(theta, lam)
         d_params, d_hparams = _grad(value, [theta, lam])
     return value.detach(), d_params, d_hparams
+
+
+def _dual(x: Tensor, tangent: Tensor) -> Tensor:
+    return cast(Tensor, fwd.make_dual(x, tangent))  # type: ignore[no-untyped-call]
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    return cast("Tensor | None", fwd.unpack_dual(x).tangent)  # type: ignore[no-untyped-call]
 
 
 def reverse_over_forward(
@@ -110,9 +118,9 @@ def reverse_over_forward(
     LSTM) raise NotImplementedError: use `reverse_over_reverse` or `CentralDifference` there.
     """
     with torch.enable_grad(), fwd.dual_level():
-        theta, lam = _leaves(params, wrt_params), _leaves(hparams, wrt_hparams)
-        dual = {k: fwd.make_dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}
-        slope = fwd.unpack_dual(loss(dual, lam)).tangent
+        theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
+        dual = {k: _dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}
+        slope = _tangent(loss(dual, lam))
         if slope is None:  # the loss reads no leaf of the tangent
             return {}, {}
         d_params, d_hparams = _grad(slope, [theta, lam])
@@ -133,12 +141,10 @@ def reverse_over_reverse(
     See `Product` for the arguments.
     """
     with torch.enable_grad():
-        theta, lam = _leaves(params, {*wrt_params, *tangent}), _leaves(hparams, wrt_hparams)
+        theta, lam = leaves(params, {*wrt_params, *tangent}), leaves(hparams, wrt_hparams)
         (first,) = _grad(loss(theta, lam), [{k: theta[k] for k in tangent}], create_graph=True)
         first = {k: g for k, g in first.items() if g.requires_grad}  # the others are constant
-        wanted = [
-            (i, k, a[k]) for i, (a, names) in enumerate([(theta, wrt_params), (lam, wrt_hparams)]) for k in names
-        ]
+        wanted = [(i, k, a[k]) for i, (a, names) in enumerate([(theta, wrt_params), (lam, wrt_hparams)]) for k in names]
         out: list[Tree] = [{}, {}]
         if first and wanted:
             seconds = torch.autograd.grad(
@@ -153,6 +159,9 @@ def reverse_over_reverse(
     return out[0], out[1]
 
 
+_READ_DATA = cast(Any, Tensor.data).__get__
+
+
 class _StopGradients(TorchFunctionMode):
     """Records what a loss cuts from the graph (``detach``, ``.data``, ``no_grad``), or puts recorded values back."""
 
@@ -163,7 +172,7 @@ class _StopGradients(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        cut = func in (Tensor.detach, torch.detach) or func == Tensor.data.__get__ or not torch.is_grad_enabled()
+        cut = func in (Tensor.detach, torch.detach) or func == _READ_DATA or not torch.is_grad_enabled()
         if not cut or not isinstance(out, Tensor):
             return out
         self.values.append(out)

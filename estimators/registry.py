@@ -61,7 +61,8 @@ class Claim:
         if not self.rule_hparams and any(s.rule_reads_hparams for s in problem.stages):
             return "cannot see hyperparameters that sit in the rule"
         params = problem.start if isinstance(problem.start, dict) else problem.start.params
-        for what, a, most in (("hyperparameters", problem.hparams, self.max_hparams), ("parameters", params, self.max_params)):  # fmt: skip
+        limits = (("hyperparameters", problem.hparams, self.max_hparams), ("parameters", params, self.max_params))
+        for what, a, most in limits:
             if most is not None and tree.size(a) > most:
                 return f"takes at most {most} {what}, the problem has {tree.size(a)}"
         return None

@@ -112,8 +112,8 @@ class Stage:
                     value = self.loss(params, hparams, batch)
                 except KeyError as error:
                     raise HypergradientError(
-                        f"the loss of step {step} reads {error.args[0]!r}, but params hold {sorted(params)} and hparams "
-                        f"{sorted(hparams)}: rename the start or the loss so that they agree"
+                        f"the loss of step {step} reads {error.args[0]!r}, but params hold {sorted(params)} and "
+                        f"hparams {sorted(hparams)}: rename the start or the loss so that they agree"
                     ) from error
                 except Exception as error:
                     error.add_note(f"(in Stage.loss, step {step})")
@@ -202,7 +202,7 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
             numbers without ``Stage.seed``, or depends on no trained leaf.
         NonFiniteError: a loss or a parameter became NaN or infinite; the message names the step.
     """
-    if tail is not None and tail < 0 or every < 1:
+    if (tail is not None and tail < 0) or every < 1:
         raise HypergradientError(f"run(tail={tail}, every={every}): tail must be None or >= 0, every >= 1")
     hparams = tree.detach(hparams)
     _check_start(stage, start, hparams)
@@ -252,7 +252,7 @@ def _check_start(stage: Stage, start: Tree | State, hparams: Tree) -> None:
     if isinstance(start, State):
         missing = set(stage.trained(params)) - start.slots.keys()
         if missing:
-            raise HypergradientError(f"State.slots lacks {sorted(missing)}: start from a dict of params for fresh slots")
+            raise HypergradientError(f"State.slots lacks {sorted(missing)}: start from a dict of params instead")
 
 
 def _generator_states(params: Tree) -> list[Tensor]:

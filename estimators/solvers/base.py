@@ -25,7 +25,7 @@ class Outcome(enum.Enum):
         "minus the reported curvature, or use Neumann with no more steps than were trained, or Unroll"
     )
     SINGULAR = "the system is singular: add damping, or a penalty to the inner loss"
-    DIVERGED = "the series diverges: lr * lambda_max >= 2 or a negative eigenvalue; lower lr, or use CG"
+    DIVERGED = "the series diverges, lr * lambda_max >= 2: lower lr (1 / lambda_max is safe), or use CG"
     NOT_STATIONARY = (
         "the rule decays the weights outside the loss (decoupled weight decay), so its fixed point is no stationary "
         "point of the loss and implicit differentiation is biased: put the decay into the loss"

@@ -16,7 +16,7 @@ from .base import Matvec, Outcome, Solution
 class CG:
     """Solve (H + damping I) x = b from x = 0.
 
-        r = b, p = r;  a = r'r / p'Hp;  x += a p;  r' = r - a Hp;  p = r' + (r'r' / r'r... of the NEW r) p
+        r = p = b;  then  a = <r, r> / <p, Hp>,  x += a p,  s = r - a Hp,  p = s + (<s, s> / <r, r>) p,  r = s
 
     Where libraries go wrong, and what happens here: the iterate is stored before convergence is tested; the
     direction uses the new residual; a zero right-hand side gives zero; scaling b scales x; a direction of

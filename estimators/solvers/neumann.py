@@ -19,8 +19,9 @@ class Neumann:
 
     ``steps`` counts products with H, so there are ``steps + 1`` terms (``steps=0`` is lr b, the T1-T2 vector). On a
     quadratic this is backpropagation truncated to the last ``steps + 1`` gradient steps of size lr. It converges
-    exactly when 0 < lr < 2 / lambda_max and H is positive definite; a term that does not shrink proves that it does
-    not, and is reported as `Outcome.DIVERGED`.
+    exactly when 0 < lr < 2 / lambda_max and H is positive definite. A growing term proves that lr is too large
+    (`Outcome.DIVERGED`) or, with negative curvature, that H is indefinite (`Outcome.INDEFINITE`; few terms are a
+    usable regularisation even then).
 
     Args:
         steps: number of products, >= 0.

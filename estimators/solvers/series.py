@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ def series(matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rt
     """Sum ``products + 1`` terms; end earlier once a term is below ``rtol`` times the first.
 
     With t_j = (I - aH)^j b, the sum of the first j terms has the residual t_j. H is symmetric, so its norm can only
-    fail to shrink if an eigenvalue of I - aH has modulus >= 1: then the series diverges, and that is certain.
+    fail to shrink if an eigenvalue of I - aH has modulus >= 1: that the series cannot converge is then certain.
     Norms are read back once, at the end, unless ``rtol`` is positive.
     """
     if lr is None:
@@ -39,22 +42,38 @@ def series(matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rt
         norms.append(tree.norm(term))
     value = tree.scale(total, lr)
     sizes = torch.stack(norms).tolist()
-    curvature = min(torch.stack(quotients).tolist()) if quotients else None
     if sizes[0] == 0:
         return Solution(value, Outcome.CONVERGED, matvecs, 0.0, None)
+    curvatures = torch.stack(quotients).tolist() if quotients else []
     eps = torch.finfo(norms[0].dtype).eps
-    grows = any(
-        not after < before * (1 - 4 * eps)
-        for before, after in zip(sizes, sizes[1:], strict=False)
-        if before > 4 * eps * sizes[0] or not after < torch.inf
-    )
     residual = sizes[-1] / sizes[0]
-    if curvature is not None and curvature < 0:
-        outcome = Outcome.DIVERGED
-    elif grows:
-        outcome = Outcome.DIVERGED
-    elif residual <= max(rtol, 4 * eps):
-        outcome = Outcome.CONVERGED
-    else:
-        outcome = Outcome.MISSED if rtol > 0 else Outcome.BUDGET
-    return Solution(value, outcome, matvecs, residual, curvature)
+    outcome = _diagnose(sizes, curvatures, float(lr) if not isinstance(lr, Tensor) else float(lr.max()), eps)
+    if outcome is None:
+        if residual <= max(rtol, 4 * eps):
+            outcome = Outcome.CONVERGED
+        else:
+            outcome = Outcome.MISSED if rtol > 0 else Outcome.BUDGET
+    return Solution(value, outcome, matvecs, residual, min(curvatures, default=None))
+
+
+def _diagnose(sizes: list[float], curvatures: list[float], lr: float, eps: float) -> Outcome | None:
+    """What keeps the series from converging, if the norms of its terms or the curvatures met prove that something does.
+
+    A term that grows while no curvature is negative needs lr * lambda_max > 2; one that stays as it is, = 2 or 0.
+    Terms down at rounding (after convergence) prove nothing.
+    """
+    if not all(math.isfinite(x) for x in sizes):
+        return Outcome.DIVERGED
+    steps = [
+        (after / before, curvature)
+        for (before, after), curvature in zip(pairwise(sizes), curvatures, strict=True)
+        if before > 4 * eps * sizes[0]
+    ]
+    grows = [c for ratio, c in steps if ratio > 1 + 4 * eps]
+    stalls = [c for ratio, c in steps if 1 - 4 * eps <= ratio <= 1 + 4 * eps]
+    largest = max((abs(c) for _, c in steps), default=0.0)
+    if any(c < -100 * eps * largest for _, c in steps):
+        return Outcome.DIVERGED if grows and lr * grows[-1] >= 1 else Outcome.INDEFINITE
+    if grows or any(lr * c >= 1 for c in stalls):
+        return Outcome.DIVERGED
+    return Outcome.SINGULAR if stalls else None
