@@ -160,8 +160,8 @@ def hypergradient(
         pulled = estimators[i].pullback(stages[i], records[i], hparams, current)
         if throw and pulled.outcome is Outcome.DIVERGED:
             raise HypergradientError(
-                f"stage {i}, {estimators[i]}: {pulled.outcome.value} (residual {pulled.residual}, smallest curvature met "
-                f"{pulled.curvature}). Pass throw=False to get the diverging sum all the same"
+                f"stage {i}, {estimators[i]}: {pulled.outcome.value} (residual {pulled.residual}, smallest "
+                f"curvature met {pulled.curvature}). Pass throw=False to get the diverging sum all the same"
             )
         _finite(pulled.hparams, f"the pullback of stage {i} by {type(estimators[i]).__name__}", throw=throw)
         pullbacks.append(pulled)
@@ -170,8 +170,8 @@ def hypergradient(
     idle = [k for k in hparams if k not in indirect and k not in direct]
     if idle:
         raise HypergradientError(
-            f"the hyperparameters {idle} influence nothing that {_names(estimators)} can see: neither an inner loss "
-            "(in a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll"
+            f"the hyperparameters {idle} influence nothing that {_names(estimators)} can see: neither an inner "
+            "loss (in a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll"
         )
     indirect, direct = tree.fill(indirect, hparams), tree.fill(direct, hparams)
     return Hypergradient(

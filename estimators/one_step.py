@@ -14,7 +14,6 @@ from .solvers import Outcome
 from .stage import Record, Stage
 from .tree import Tree
 
-
 PUBLISHED_DIFFERENCE = CentralDifference(alpha=1.0)
 """The product of the SAMA paper (Table 4: alpha = 1)."""
 
