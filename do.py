@@ -113,7 +113,7 @@ def quiet(command):
 def install(arguments):
     """pip install, its output in a log."""
     with open(LOG, "w") as log:
-        command = [PYTHON, "-m", "pip", "install", "--no-input", "--disable-pip-version-check"] + arguments
+        command = [PYTHON, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments]
         status = subprocess.call(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     if status == 0:
         return
