@@ -108,7 +108,7 @@ def test_a_failing_pip_gets_one_line_with_its_reason_and_the_log(do, monkeypatch
     line = only_line(capsys, progress=1)
     assert "no network?" in line and "No matching distribution found for torch" in line and do.LOG in line
     assert Path(do.LOG).read_text() == said
-    assert do.installed() is None and not calls.ran("pytest")
+    assert do.installed() is None and not calls.ran("-m pytest")
 
 
 def test_a_second_start_installs_nothing(do, monkeypatch, capsys) -> None:
