@@ -1,0 +1,136 @@
+"""What a cell of a sweep is, the name of its file, and how a file is written so that no crash can spoil it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+"""Version of the result files; raised whenever a field changes its meaning."""
+
+FINISHED = ("ok", "failed", "refused")
+
+Kind = Literal["point", "path"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One estimator at one instance of one problem: a *point*, or a *path* of meta steps from it.
+
+    Attributes:
+        estimator: registered name.
+        problem: registered name.
+        settings: what ``make`` is called with beside seed and dtype.
+        seed: of the problem.
+        dtype: "float64" or "float32".
+        kind: "point" measures one hypergradient; "path" follows it with a meta optimizer (Figure 5 of SAMA).
+        meta: for a path, the meta optimizer's ``steps`` and ``lr``.
+        built: the estimator itself as text, so that a change of its fields makes another cell.
+    """
+
+    estimator: str
+    problem: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dtype: str = "float64"
+    kind: Kind = "point"
+    meta: dict[str, Any] = field(default_factory=dict)
+    built: str = ""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def id(self) -> str:
+        """Hash of everything that decides the result."""
+        text = json.dumps({"schema": SCHEMA, **self.config}, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def instance(self) -> tuple[str, str, int, str]:
+        """Cells that agree in this share a problem, its run and its truth."""
+        return self.problem, json.dumps(self.settings, sort_keys=True), self.seed, self.dtype
+
+    @property
+    def label(self) -> str:
+        """Short, for progress lines."""
+        settings = ",".join(f"{k}={v}" for k, v in self.settings.items())
+        what = f"{self.problem}({settings})" if settings else self.problem
+        return f"{self.estimator} on {what} seed {self.seed}" + (" path" if self.kind == "path" else "")
+
+    def file(self, out: Path) -> Path:
+        return cells_folder(out) / f"{self.id}.json"
+
+
+def cells_folder(out: Path) -> Path:
+    return out / "cells"
+
+
+def built_as(thing: Any) -> str:
+    """A description of an estimator that is the same in every process (a function's repr holds its address)."""
+    if is_dataclass(thing) and not isinstance(thing, type):
+        inside = ", ".join(f"{f.name}={built_as(getattr(thing, f.name))}" for f in fields(thing))
+        return f"{type(thing).__name__}({inside})"
+    if isinstance(thing, (tuple, list)):
+        return "[" + ", ".join(map(built_as, thing)) + "]"
+    if isinstance(thing, (int, float, str, bool, type(None))):
+        return repr(thing)
+    if isinstance(thing, Callable) and hasattr(thing, "__qualname__"):  # type: ignore[arg-type]
+        return str(thing.__qualname__)
+    return type(thing).__name__
+
+
+def strict(value: Any, where: str = "") -> tuple[Any, list[str]]:
+    """``value`` as strict JSON, and the places where a NaN or an infinity was replaced by null."""
+    if isinstance(value, Mapping):
+        parts = {str(k): strict(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+        return {k: v for k, (v, _) in parts.items()}, [p for _, ps in parts.values() for p in ps]
+    if isinstance(value, (list, tuple)):
+        items = [strict(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [v for v, _ in items], [p for _, ps in items for p in ps]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, [where]
+    return value, []
+
+
+def write(path: Path, row: Mapping[str, Any]) -> None:
+    """Write one result: a reader sees the whole file or none, whatever is killed when."""
+    clean, lost = strict(row)
+    clean["nonfinite"] = lost
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as f:
+            json.dump(clean, f, allow_nan=False, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def finished(cell: Cell, out: Path) -> str | None:
+    """Status of a result that is already there and belongs to exactly this cell, else None."""
+    try:
+        row = json.loads(cell.file(out).read_text())
+        same = row["schema"] == SCHEMA and row["config"] == json.loads(json.dumps(cell.config))
+        return row["status"] if same and row["status"] in FINISHED else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent or damaged: it is measured again
+
+
+def row(cell: Cell, status: str, reason: str | None = None, **content: Any) -> dict[str, Any]:
+    """The frame that every result file has."""
+    return {
+        "schema": SCHEMA, "id": cell.id, "config": cell.config, "status": status, "reason": reason, **content,
+    }  # fmt: skip

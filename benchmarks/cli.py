@@ -1,0 +1,208 @@
+"""The command line: ``hypergradbench run | list | table | figures``, or ``python -m benchmarks``.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import FlagConversionOff, Positional, arg, subcommand
+
+DEFAULT_OUT = Path("results/demo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Measure estimators on problems; write one JSON file a cell, a table and figures.
+
+    Without arguments: every registered estimator on biased regression over a range of condition numbers, on a
+    two-stage problem and on digits reweighting, and Figure 5 of SAMA. Results that are there already are kept.
+    """
+
+    estimators: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
+    """Registered names (see `hypergradbench list`); all if none is given."""
+    problems: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
+    """Problem names (see `hypergradbench list`); those of the main job if none is given."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="INT ...")] = (0, 1, 2)
+    """Seeds of every problem. Claim "A beats B" from 6 on only: with fewer no paired test can reach p = 0.05."""
+    conds: Annotated[tuple[float, ...], arg(metavar="FLOAT ...")] = (2.0, 10.0, 100.0, 1000.0)
+    """Condition numbers of biased_regression."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision of the estimators. The truth is computed in float64."""
+    meta_steps: int = 100
+    """Length of the paths of Figure 5 (biased_regression only); 0 leaves them out."""
+    out: Path = DEFAULT_OUT
+    """Folder for cells/, table.txt and figures/."""
+    jobs: int = 1
+    """Processes that measure at a time. Above 1 timings disturb each other; the results say so."""
+    force: bool = False
+    """Measure again what is there already."""
+    retry_failed: bool = False
+    """Measure again what failed before."""
+    timeout: float = 600.0
+    """Seconds after which a cell is given up."""
+    plugins: Annotated[tuple[str, ...], arg(metavar="MODULE ...")] = ()
+    """Modules or .py files that register further estimators or problems."""
+    figures: Annotated[bool, FlagConversionOff] = True
+    """Draw the figures at the end: True or False."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """Show estimators, problems, rules and solvers, one line and the citation of each."""
+
+    plugins: Annotated[tuple[str, ...], arg(metavar="MODULE ...")] = ()
+    """Modules or .py files that register further estimators or problems."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Print the table of a results folder again."""
+
+    folder: Positional[Path]
+    """Folder that `run` wrote (its --out)."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw the figures of a results folder again."""
+
+    folder: Positional[Path]
+    """Folder that `run` wrote (its --out)."""
+
+
+Command = (
+    Annotated[Run, subcommand("run")]
+    | Annotated[List, subcommand("list")]
+    | Annotated[Table, subcommand("table")]
+    | Annotated[Figures, subcommand("figures")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of the console script.
+
+    Returns:
+        Exit status: 0; 1 if a cell failed or there is nothing to show; 2 for a wrong command line; 130 interrupted.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="hypergradbench",
+        description="A harness for hypergradient estimators.",
+        args=args or ["--help"],
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    try:
+        if isinstance(command, Run):
+            return run(command)
+        if isinstance(command, List):
+            return show_list(command)
+        return again(command)
+    except KeyboardInterrupt:
+        print("hypergradbench: interrupted; what is finished is kept, run again to go on", file=sys.stderr)
+        return 130
+
+
+def run(command: Run) -> int:
+    """`run`."""
+    begin = time.perf_counter()
+    from estimators import registry
+
+    from . import plan
+    from .cells import finished
+    from .plugins import load
+    from .problems import PROBLEMS
+    from .progress import Progress
+    from .sweep import Orders, sweep
+
+    try:
+        _check(command)
+        load(command.plugins)
+        todo = plan.cells(
+            estimators=plan.known(command.estimators, registry, "estimator"),
+            problems=plan.known(command.problems or plan.PROBLEMS, PROBLEMS, "problem"),
+            seeds=tuple(dict.fromkeys(command.seeds)),
+            conds=tuple(dict.fromkeys(command.conds)),
+            dtype=command.dtype,
+            meta_steps=command.meta_steps,
+        )
+    except (plan.UnknownName, ModuleNotFoundError) as error:
+        print(f"hypergradbench: {error}", file=sys.stderr)
+        return 2
+    if command.retry_failed:
+        for cell in todo:
+            if finished(cell, command.out) == "failed":
+                cell.file(command.out).unlink()
+    orders = Orders(
+        out=command.out, jobs=command.jobs, force=command.force, timeout=command.timeout, plugins=command.plugins
+    )
+    with Progress(len(todo)) as progress:
+        counts = sweep(todo, orders, progress.report)
+    measured = time.perf_counter() - begin
+    status = _show(command.out, ids={c.id for c in todo}, draw=command.figures)
+    total = time.perf_counter() - begin
+    print(
+        f"\n{len(todo)} cells: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        + f". {measured:.0f} s measuring, {total:.0f} s in all. Everything is in {command.out}"
+    )  # fmt: skip
+    return 1 if counts.get("failed") else status
+
+
+def _check(command: Run) -> None:
+    from .plan import UnknownName
+
+    if command.jobs < 1 or command.timeout <= 0 or command.meta_steps < 0:
+        raise UnknownName("--jobs must be at least 1, --timeout positive and --meta-steps not negative")
+    if not command.seeds or not command.conds or any(not c >= 1 for c in command.conds):
+        raise UnknownName("--seeds and --conds must not be empty, and condition numbers are at least 1")
+
+
+def show_list(command: List) -> int:
+    """`list`."""
+    from .listing import show
+    from .plugins import load
+
+    try:
+        load(command.plugins)
+    except ModuleNotFoundError as error:
+        print(f"hypergradbench: {error}", file=sys.stderr)
+        return 2
+    show()
+    return 0
+
+
+def again(command: Table | Figures) -> int:
+    """`table` and `figures`."""
+    if not command.folder.is_dir():
+        print(f"hypergradbench: there is no folder {command.folder}", file=sys.stderr)
+        return 2
+    return _show(command.folder, draw=isinstance(command, Figures), text=isinstance(command, Table))
+
+
+def _show(out: Path, *, ids: set[str] | None = None, draw: bool, text: bool = True) -> int:
+    """Table and figures from the files in ``out`` (of ``ids`` only, if given)."""
+    from analysis import figures, results, tables
+
+    frame, damaged = results.load(out)
+    for name in damaged:
+        print(f"hypergradbench: {name} is damaged and was left out", file=sys.stderr)
+    if ids is not None:
+        frame = frame[frame["id"].isin(ids)]
+    if frame.empty:
+        print(f"hypergradbench: no results in {out}", file=sys.stderr)
+        return 1
+    if text:
+        tables.show(frame)
+        tables.save(frame, out / "table.txt")
+    if draw:
+        for path in figures.draw_all(frame, out / "figures"):
+            print(f"figure: {path}")
+    return 0

@@ -1,0 +1,73 @@
+"""Which cells a sweep consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from estimators import registry
+
+from .cells import Cell, built_as
+
+CONDS = (2.0, 10.0, 100.0, 1000.0)
+"""Condition numbers of biased regression in the main job."""
+
+PROBLEMS = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wide")
+"""Problems of the main job."""
+
+PATH_COND = 10.0
+"""Condition number of Figure 5: the identity's direction is visibly off, and still every path gets somewhere."""
+
+META_LR = 0.1
+"""Adam's learning rate along a path, as in Figure 5 of SAMA."""
+
+
+class UnknownName(ValueError):
+    """A name that nothing is registered under."""
+
+
+def known(names: Iterable[str], among: Mapping[str, Any], what: str) -> tuple[str, ...]:
+    """``names``, or every known one if there are none.
+
+    Raises:
+        UnknownName: one of them is not known; the message lists those that are.
+    """
+    names = tuple(names) or tuple(among)
+    for name in names:
+        if name not in among:
+            raise UnknownName(f"no {what} is called {name!r}; there are: {', '.join(among)}")
+    return tuple(dict.fromkeys(names))
+
+
+def cells(
+    *,
+    estimators: Sequence[str],
+    problems: Sequence[str],
+    seeds: Sequence[int],
+    conds: Sequence[float],
+    dtype: str,
+    meta_steps: int,
+) -> list[Cell]:
+    """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths."""
+    built = {e: built_as(registry[e].estimator) for e in estimators}
+    found = [
+        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, built=built[e])
+        for p in problems
+        for settings in settings_of(p, conds)
+        for seed in seeds
+        for e in estimators
+    ]
+    if meta_steps and "biased_regression" in problems:
+        found += [
+            Cell(
+                estimator=e, problem="biased_regression", settings={"cond": PATH_COND}, seed=seeds[0], dtype=dtype,
+                kind="path", meta={"steps": meta_steps, "lr": META_LR}, built=built[e],
+            )
+            for e in estimators
+        ]  # fmt: skip
+    return found
+
+
+def settings_of(problem: str, conds: Sequence[float]) -> list[dict[str, Any]]:
+    """What a problem is swept over."""
+    return [{"cond": float(c)} for c in conds] if problem == "biased_regression" else [{}]

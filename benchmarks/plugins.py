@@ -1,0 +1,43 @@
+"""Modules that register estimators or problems before a sweep: how to measure your own without packaging it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def load(plugins: Sequence[str]) -> None:
+    """Import each, once.
+
+    Args:
+        plugins: module names, or paths ending in ``.py``.
+
+    Raises:
+        ModuleNotFoundError: there is no such module or file.
+    """
+    for plugin in plugins:
+        if plugin.endswith(".py"):
+            _load_file(Path(plugin).resolve())
+        else:
+            importlib.import_module(plugin)
+
+
+def _load_file(path: Path) -> None:
+    name = f"hypergradbench_plugin_{path.stem}"
+    if name in sys.modules:
+        return
+    if not path.is_file():
+        raise ModuleNotFoundError(f"no file {path.name} to load as a plugin")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
