@@ -55,7 +55,7 @@ def pull_rule(
         outputs: list[Tensor] = []
         weights: list[Tensor] = []
         for k in grads:
-            change, after = rule.update(g[k], before[k], state.step + 1, theta[k])
+            change, after = rule.update(g[k], before[k], state.update_number(k), theta[k])
             pairs = [(change, cotangent[k])]
             pairs += [(after[s], c) for s, c in slot_cotangents.get(k, {}).items() if s in after]
             for out, weight in pairs:
@@ -101,15 +101,15 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
         )
     rule, end = stage.bind(hparams), record.end
     rewind = getattr(rule, "rewind", None)
-    params, slots = dict(end.params), dict(end.slots)
+    before = end._replace(params=dict(end.params), slots=dict(end.slots), step=end.step - 1)
     with torch.no_grad():
         for k, g in record.grad.items():
             if rewind is None:
                 earlier = record.states[end.step - 1]
-                slots[k], params[k] = earlier.slots[k], earlier.params[k]
+                before.slots[k], before.params[k] = earlier.slots[k], earlier.params[k]
             else:
-                slots[k], params[k] = rewind(g, end.slots[k], end.step, end.params[k])
-    before = State(params, slots, end.step - 1)
+                t = before.update_number(k)
+                before.slots[k], before.params[k] = rewind(g, end.slots[k], t, end.params[k])
     adapted = pull_rule(stage, before, hparams, record.grad, cotangent, {}).grads
     moved = any(bool(g.any()) for g in record.grad.values())
     if moved and not any(bool(x.any()) for x in adapted.values()) and any(bool(x.any()) for x in cotangent.values()):

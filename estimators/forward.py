@@ -118,7 +118,7 @@ class Forward:
 
         def update(g: Tree, params: Tree, slots: AllSlots, lam: Tree) -> tuple[Tree, AllSlots]:
             rule = stage.bind(lam)
-            pairs = {k: rule.update(g[k], slots[k], state.step + 1, params[k]) for k in g}
+            pairs = {k: rule.update(g[k], slots[k], state.update_number(k), params[k]) for k in g}
             return {k: params[k] + change for k, (change, _) in pairs.items()}, {k: s for k, (_, s) in pairs.items()}
 
         theta, slots = tree.select(state.params, grads), {k: state.slots[k] for k in grads}

@@ -25,12 +25,19 @@ class State(NamedTuple):
     Attributes:
         params: theta, keyed as ``named_parameters()``.
         slots: optimizer state of every trained leaf.
-        step: steps taken so far; step t (from 0) reads ``stream(t)`` and is the rule's update number t + 1.
+        step: steps taken so far; step t (from 0) reads ``stream(t)``.
+        missed: how many of them found no gradient for a leaf (absent: none). As in torch.optim such a leaf is left
+            alone, and its own count of updates stays behind.
     """
 
     params: Tree
     slots: dict[str, Slots]
     step: int
+    missed: Mapping[str, int] = {}
+
+    def update_number(self, leaf: str) -> int:
+        """The ``t`` of the next update of ``leaf``, from 1."""
+        return self.step + 1 - self.missed.get(leaf, 0)
 
 
 def identity(a: Tree) -> Tree:
@@ -181,9 +188,10 @@ def advance(stage: Stage, rule: Rule, state: State, hparams: Tree) -> tuple[Stat
     params, slots = dict(state.params), dict(state.slots)
     with torch.no_grad():
         for k, g in grads.items():
-            change, slots[k] = rule.update(g, state.slots[k], state.step + 1, state.params[k])
+            change, slots[k] = rule.update(g, state.slots[k], state.update_number(k), state.params[k])
             params[k] = state.params[k] + change
-    return State(params, slots, state.step + 1), loss, grads
+    missed = {**state.missed, **{k: state.missed.get(k, 0) + 1 for k in names if k not in grads}}
+    return State(params, slots, state.step + 1, missed), loss, grads
 
 
 def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = None, every: int = 1) -> Record:
@@ -207,7 +215,7 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     hparams = tree.detach(hparams)
     _check_start(stage, start, hparams)
     state = start if isinstance(start, State) else stage.initial(start, hparams)
-    state = State(tree.detach(state.params), {k: tree.detach(s) for k, s in state.slots.items()}, state.step)
+    state = state._replace(params=tree.detach(state.params), slots={k: tree.detach(s) for k, s in state.slots.items()})
     rule = stage.bind(hparams)
     last = state.step + stage.steps
     kept = stage.steps if tail is None else min(tail, stage.steps)

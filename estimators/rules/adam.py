@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Scalar, Slots, check_fields
+from .base import Scalar, Slots, check_fields, undo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,19 +78,12 @@ class Adam:
         param = param - self._step(slots, t)
         grad = self._decayed_grad(grad, param)
         before = {
-            "exp_avg": _undo(slots["exp_avg"], grad, self.beta1),
+            "exp_avg": undo(slots["exp_avg"], (1 - self.beta1) * grad, self.beta1),
             # rounding must not leave a negative average of squares
-            "exp_avg_sq": _undo(slots["exp_avg_sq"], grad * grad, self.beta2).clamp_min(0.0),
+            "exp_avg_sq": undo(slots["exp_avg_sq"], (1 - self.beta2) * grad * grad, self.beta2).clamp_min(0.0),
         }
         if self.amsgrad:
             # Where the maximum was set by this step its earlier value is lost, and does not matter: any below will do.
             new = slots["max_exp_avg_sq"] <= slots["exp_avg_sq"]
             before["max_exp_avg_sq"] = torch.where(new, 0.0, slots["max_exp_avg_sq"])
         return before, param
-
-
-def _undo(average: Tensor, new: Tensor, beta: Scalar) -> Tensor:
-    """x with average = beta x + (1 - beta) new; with beta = 0, where x has no influence, zeros."""
-    if not isinstance(beta, Tensor) and beta == 0:
-        return torch.zeros_like(average)
-    return (average - (1 - beta) * new) / beta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from ..errors import HypergradientError
@@ -67,3 +68,11 @@ def check_fields(rule: Any, *, at_least: dict[str, float], below: dict[str, floa
         value = getattr(rule, name)
         if not isinstance(value, Tensor) and not value < high:
             raise HypergradientError(f"{type(rule).__name__}({name}={value}): must be below {high}")
+
+
+def undo(average: Tensor, added: Tensor, decay: Scalar) -> Tensor:
+    """x with ``average = decay x + added``; with decay 0, where x has no influence, zeros."""
+    if isinstance(decay, Tensor):
+        lost = decay == 0
+        return torch.where(lost, 0.0, (average - added) / torch.where(lost, 1.0, decay))
+    return torch.zeros_like(average) if decay == 0 else (average - added) / decay

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import HypergradientError
-from .base import Scalar, Slots, check_fields
+from .base import Scalar, Slots, check_fields, undo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Momentum:
     """b' = mu b + (1 - dampening) g;  theta' = theta - lr b'  (Nesterov: theta - lr (g + mu b')).
 
-    As in torch, the first step sets b' = g whatever the dampening. Unlike `torch.optim.SGD(differentiable=True)`,
+    As in torch, the first step sets b' = g whatever the dampening, and ``momentum=0`` ignores it altogether. Unlike `torch.optim.SGD(differentiable=True)`,
     which detaches that first buffer, its derivative is exact.
 
     Args:
@@ -36,8 +37,17 @@ class Momentum:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "momentum": 0.0}, below={"momentum": 1.0})
-        if self.nesterov and not isinstance(self.dampening, Tensor) and self.dampening != 0:
-            raise HypergradientError("Momentum(nesterov=True) needs dampening=0, as torch.optim.SGD does")
+        if self.nesterov and (
+            _is_zero(self.momentum) or not (isinstance(self.dampening, Tensor) or self.dampening == 0)
+        ):
+            raise HypergradientError(
+                "Momentum(nesterov=True) needs a positive momentum and dampening=0, as torch.optim.SGD does"
+            )
+
+    @property
+    def _fresh(self) -> Scalar:
+        """What a new gradient weighs in the buffer."""
+        return 1.0 if _is_zero(self.momentum) else 1 - self.dampening
 
     @property
     def gradient_step(self) -> Scalar:
@@ -48,7 +58,7 @@ class Momentum:
         """
         if self.nesterov:
             return self.lr * (1 + 2 * self.momentum) / (1 + self.momentum)
-        return self.lr * (1 - self.dampening) / (1 + self.momentum)
+        return self.lr * self._fresh / (1 + self.momentum)
 
     def init(self, param: Tensor) -> Slots:
         return {"momentum_buffer": param.new_zeros(param.shape)}
@@ -57,15 +67,16 @@ class Momentum:
         if t == 1:
             buffer = grad
         else:
-            buffer = self.momentum * slots["momentum_buffer"] + (1 - self.dampening) * grad
+            buffer = self.momentum * slots["momentum_buffer"] + self._fresh * grad
         direction = grad + self.momentum * buffer if self.nesterov else buffer
         return -self.lr * direction, {"momentum_buffer": buffer}
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         buffer = slots["momentum_buffer"]
         direction = grad + self.momentum * buffer if self.nesterov else buffer
-        if t == 1 or (not isinstance(self.momentum, Tensor) and self.momentum == 0):
-            before = buffer.new_zeros(buffer.shape)
-        else:
-            before = (buffer - (1 - self.dampening) * grad) / self.momentum
+        before = torch.zeros_like(buffer) if t == 1 else undo(buffer, self._fresh * grad, self.momentum)
         return {"momentum_buffer": before}, param + self.lr * direction
+
+
+def _is_zero(x: Scalar) -> bool:
+    return not isinstance(x, Tensor) and x == 0
