@@ -221,7 +221,7 @@ def _slope(fn, point, weights, wrt):
 def test_derivative_of_everything_against_an_independent_implementation(kind, options, build, t):
     point, names = _point(kind, options, t)
     weights = [randn(2, 3, seed=50 + i) for i in range(1 + len(names))]
-    wrt = [k for k in point]
+    wrt = list(point)
     ours = _slope(_library(kind, options, build, names, t), point, weights, wrt)
     theirs = _slope(
         lambda p: _independent_update(kind, p["g"], [p[n] for n in names], t, p["theta"], {**options, **p}),
@@ -274,7 +274,8 @@ def test_a_dead_coordinate_gives_no_nan_and_a_zero_derivative(rule, t):
     inputs = [g.clone().requires_grad_(), *[s.clone().requires_grad_() for s in slots.values()]]
     change, after = rule.update(inputs[0], dict(zip(slots, inputs[1:], strict=True)), t, theta)
     derivatives = torch.autograd.grad(change.sum(), inputs, allow_unused=True)
-    assert bool(torch.isfinite(change).all()) and all(bool(torch.isfinite(x).all()) for x in after.values())
+    assert bool(torch.isfinite(change).all())
+    assert all(bool(torch.isfinite(x).all()) for x in after.values())
     for d in derivatives:
         if d is not None:
             assert bool(torch.isfinite(d).all())
@@ -289,7 +290,8 @@ def test_zero_gradients_from_the_first_step_on(name):
     g = torch.zeros(3, dtype=F64, requires_grad=True)
     change, after = rule.update(g, rule.init(theta), 1, theta)
     (d,) = torch.autograd.grad(change.sum() + sum(x.sum() for x in after.values()), g)
-    assert bool(torch.isfinite(change).all()) and bool(torch.isfinite(d).all())
+    assert bool(torch.isfinite(change).all())
+    assert bool(torch.isfinite(d).all())
 
 
 def test_a_zero_gradient_after_nonzero_ones_keeps_its_derivative():
@@ -297,7 +299,7 @@ def test_a_zero_gradient_after_nonzero_ones_keeps_its_derivative():
     rule, t = Adam(lr=0.1, eps=1e-8), 7
     g = torch.zeros(3, dtype=F64, requires_grad=True)
     slots = {"exp_avg": randn(3), "exp_avg_sq": 1 + randn(3) ** 2}
-    change, after = rule.update(g, slots, t, randn(3))
+    change, _after = rule.update(g, slots, t, randn(3))
     (d,) = torch.autograd.grad(change.sum(), g)
     s = 0.999 * slots["exp_avg_sq"]
     expected = -0.1 / (1 - 0.9**t) * 0.1 / ((s / (1 - 0.999**t)).sqrt() + 1e-8)
@@ -405,8 +407,9 @@ def test_update_and_rewind_change_no_argument(name):
         *[Momentum(lr=0.1, momentum=m, dampening=d) for m in (0.0, 0.5, 0.99) for d in (0.0, 0.4)],
         *[Momentum(lr=0.1, momentum=m, nesterov=True) for m in (0.1, 0.5, 0.99)],
     ],
-    ids=lambda r: f"{type(r).__name__}-{getattr(r, 'momentum', '')}-{getattr(r, 'dampening', '')}"
-    f"-{getattr(r, 'nesterov', '')}",
+    ids=lambda r: (
+        f"{type(r).__name__}-{getattr(r, 'momentum', '')}-{getattr(r, 'dampening', '')}-{getattr(r, 'nesterov', '')}"
+    ),
 )
 def test_gradient_step_is_the_limit_of_stability(rule):
     """The map (theta, buffer) -> next, on the quadratic h theta^2 / 2, leaves the unit disc at gradient_step h = 2."""
