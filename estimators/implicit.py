@@ -15,7 +15,7 @@ from .estimator import Cost, Pullback
 from .products import BoundLoss, Product, gradients, reverse_over_forward
 from .rules import Rule
 from .solvers import Matvec, Outcome, Solver
-from .stage import Record, Stage
+from .stage import Record, Stage, check_reads
 from .tree import Tree
 
 POWER_ITERATIONS = 10
@@ -58,7 +58,9 @@ class Implicit:
         cost = Cost(matvecs=0)
         names = record.grad
         if names is None:
-            _, names, _ = gradients(losses[0], params, hparams, wrt_params=stage.trained(params))
+            trained = stage.trained(params)
+            _, names, _ = gradients(losses[0], params, hparams, wrt_params=trained)
+            check_reads(names, trained)
             cost += Cost(gradients=1)
         decay = getattr(rule, "weight_decay", 0.0)
         decoupled = getattr(rule, "decoupled_weight_decay", False)

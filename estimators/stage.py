@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -74,6 +74,10 @@ class Stage:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise HypergradientError(f"Stage(steps={self.steps}): must not be negative")
+        if isinstance(self.rule, type):
+            raise HypergradientError(
+                f"Stage(rule={self.rule.__name__}) is a class: pass a rule, {self.rule.__name__}(...)"
+            )
         object.__setattr__(self, "frozen", frozenset(self.frozen))
 
     @property
@@ -120,7 +124,8 @@ class Stage:
                 except KeyError as error:
                     raise HypergradientError(
                         f"the loss of step {step} reads {error.args[0]!r}, but params hold {sorted(params)} and "
-                        f"hparams {sorted(hparams)}: rename the start or the loss so that they agree"
+                        f"hparams {sorted(hparams)}: rename the start or the loss so that they agree (or, if it is a key of the batch, "
+                        "mend the stream)"
                     ) from error
                 except Exception as error:
                     error.add_note(f"(in Stage.loss, step {step})")
@@ -238,25 +243,34 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
         if drawn is not None:
             _check_no_draws(drawn, state.params)
             drawn = None
-    if grad is not None and not grad:
-        raise HypergradientError(
-            f"the loss depends on none of the trained leaves {sorted(names)}: does it read params, or a closure?"
-        )
+    if grad is not None:
+        check_reads(grad, names)
     record = Record(state, states, grad, torch.stack(losses) if losses else torch.empty(0), skipped)
     _check_finite(record)
     return record
+
+
+def check_reads(grad: Tree, names: Collection[str]) -> None:
+    """Refuse a loss whose gradient has no leaf at all.
+
+    Raises:
+        HypergradientError: ``grad`` is empty.
+    """
+    if not grad:
+        raise HypergradientError(
+            f"the loss depends on none of the trained leaves {sorted(names)}: does it read params, or a closure?"
+        )
 
 
 def _check_start(stage: Stage, start: Tree | State, hparams: Tree) -> None:
     params = start.params if isinstance(start, State) else start
     tree.check(params, "start")
     tree.check(hparams, "hparams")
-    if hparams and params:
-        p, h = next(iter(params.values())), next(iter(hparams.values()))
-        if (p.dtype, p.device) != (h.dtype, h.device):
-            raise HypergradientError(
-                f"start is {p.dtype} on {p.device} but hparams are {h.dtype} on {h.device}: convert one with .to(...)"
-            )
+    p, h = next(iter(params.values())), next(iter(hparams.values()))
+    if (p.dtype, p.device) != (h.dtype, h.device):
+        raise HypergradientError(
+            f"start is {p.dtype} on {p.device} but hparams are {h.dtype} on {h.device}: convert one with .to(...)"
+        )
     if isinstance(start, State):
         missing = set(stage.trained(params)) - start.slots.keys()
         if missing:

@@ -122,6 +122,8 @@ def check(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor] | None 
     """
     if not isinstance(a, Mapping) or not all(isinstance(x, Tensor) for x in a.values()):
         raise HypergradientError(f"{what} must be a dict of tensors such as {{'w': tensor}}, got {type(a).__name__}")
+    if not a:
+        raise HypergradientError(f"{what} is empty: it needs at least one tensor")
     for k, x in a.items():
         if not x.is_floating_point():
             raise HypergradientError(f"{what}[{k!r}] has dtype {x.dtype}: convert it with .float() or .double()")

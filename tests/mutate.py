@@ -1,0 +1,171 @@
+"""Can the suite fail? Break one formula at a time in a copy of the library, and see that a test notices.
+
+    python -m tests.mutate                # all of them; writes docs/mutations.md
+    python -m tests.mutate cg-old-residual neumann-one-term-less
+
+Every mutation is one textual replacement that must match exactly once, so that a stale one is an error and not a
+mutation that "survives". Not part of the fast suite: each one costs a run of the tests until the first failure.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ["test_gate", "test_definitions", "test_solvers", "test_products", "test_adaptation", "test_rules",
+         "test_composed", "test_truth", "test_randomness", "test_properties", "test_contract", "test_bad_input",
+         "test_sharded"]  # fmt: skip
+
+
+class Mutation(NamedTuple):
+    name: str
+    file: str
+    before: str
+    after: str
+    what: str
+
+
+MUTATIONS = [
+    Mutation("implicit-sign", "implicit.py", "hparams=tree.scale(mixed, -1.0)", "hparams=mixed",
+             "sign of -M'H^-1 c (TARTAN's eqs. 8 and 9)"),
+    Mutation("implicit-frozen-sign", "implicit.py", "tree.scale(stage.reduce(rows), -1.0)", "stage.reduce(rows)",
+             "sign of the frozen leaves' cotangent"),
+    Mutation("implicit-no-decay", "implicit.py", "return hv if decoupled or not _positive(decay) else", "return hv if True else",
+             "coupled weight decay left out of the system"),
+    Mutation("implicit-sum-of-batches", "implicit.py",
+             "return tree.scale(rows, 1 / len(losses)), tree.scale(mixed, 1 / len(losses))", "return rows, mixed",
+             "sum instead of mean over batches"),
+    Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(_dtype(p)), p, r)",
+             "p = tree.axpy(torch.where(active, new / rr, 0.0).to(_dtype(p)), p, tree.axpy(a.to(_dtype(r)), hp, r))",
+             "direction from the old residual (betty 0.1.1, moskomule/hypergrad)"),
+    Mutation("cg-stale-iterate", "solvers/cg.py", "x, r = tree.axpy(a.to(_dtype(x)), p, x), tree.axpy(-a.to(_dtype(r)), hp, r)",
+             "stale = x\n            x, r = tree.axpy(a.to(_dtype(x)), p, x), tree.axpy(-a.to(_dtype(r)), hp, r)\n"
+             "            x = stale if float(tree.norm(r)) < 1e-10 else x",
+             "the iterate before convergence is returned (hypertorch, BOAT)"),
+    Mutation("cg-absolute-tolerance", "solvers/cg.py", "unit = torch.where(size > 0, size, torch.ones_like(size))",
+             "unit = torch.ones_like(size)", "tolerance no longer relative (hypertorch)"),
+    Mutation("cg-damping-twice", "solvers/cg.py", "hp = tree.axpy(self.damping, p, hp)", "hp = tree.axpy(2 * self.damping, p, hp)",
+             "damping added twice (NeuralBo)"),
+    Mutation("cg-negative-curvature", "solvers/cg.py", "indefinite = indefinite | (active & ~(php > 0))", "pass",
+             "negative curvature not reported"),
+    Mutation("neumann-one-term-less", "solvers/neumann.py", "self.lr, self.steps, 0.0", "self.lr, self.steps - 1, 0.0",
+             "K for K + 1 terms"),
+    Mutation("neumann-no-final-lr", "solvers/series.py", "value = tree.scale(total, lr)", "value = total",
+             "final learning rate left out (implicit-hyper-opt)"),
+    Mutation("series-silent", "solvers/series.py", "    if grows or any(lr * c >= 1 for c in stalls):", "    if False:",
+             "divergence not reported"),
+    Mutation("fixed-point-one-more", "solvers/fixed_point.py", "self.steps - 1, self.rtol", "self.steps, self.rtol",
+             "T + 1 for T terms"),
+    Mutation("nystrom-rho", "solvers/nystrom.py", "inside / (eigenvalues + self.rho)", "inside / eigenvalues",
+             "regularisation left out inside the sketch"),
+    Mutation("rof-cotangent", "products.py", "dual = {k: _dual(x, tangent[k]) if k in tangent else x",
+             "dual = {k: _dual(x, torch.ones_like(x)) if k in tangent else x", "tangent of all ones (gradhpo's T1T2)"),
+    Mutation("difference-step", "products.py", "per_step = length / (2 * radius)", "per_step = length / radius",
+             "factor 2 of the central difference"),
+    Mutation("difference-precedence", "products.py", "per_step = length / (2 * radius)", "per_step = radius / (2 * length)",
+             "(p - n) / 2 * eps (DARTS forks)"),
+    Mutation("difference-detach", "products.py", "        return self._recorded[len(self.values) - 1]", "        return out",
+             "detached inputs move with the perturbation"),
+    Mutation("difference-randomness", "products.py", "        with torch.random.fork_rng(devices=devices):", "        if True:",
+             "other random draws at the two points"),
+    Mutation("unroll-sign", "unroll.py", "tree.union_add(cotangent, through)", "tree.sub(cotangent, tree.fill(through, cotangent))",
+             "sign of H c_g in the sweep"),
+    Mutation("unroll-detached-buffer", "unroll.py", "pulled.slots[k] if k in names", "{} if k in names",
+             "cotangent of the optimizer state dropped (moskomule/hypergrad's detached buffer, and Adam's moments)"),
+    Mutation("unroll-off-by-one", "unroll.py", "states[max(first - begin, 0) :]", "states[max(first - begin, 0) + 1 :]",
+             "a step left out of the sweep"),
+    Mutation("t1t2-end", "one_step.py", "before.params, hparams, tangent, wrt", "record.end.params, hparams, tangent, wrt",
+             "mixed derivative at the end instead of before the last step"),
+    Mutation("t1t2-no-lr", "one_step.py", "tangent = {k: -lr * cotangent[k]", "tangent = {k: -cotangent[k]",
+             "inner learning rate left out (betty's DARTS)"),
+    Mutation("adam-beta", "rules/adam.py", "square = self.beta2 * slots", "square = self.beta1 * slots",
+             "beta1 for beta2 (SAMA's Appendix C as extracted)"),
+    Mutation("adam-bias-correction", "rules/adam.py", "(1 - self.beta2**t) ** 0.5", "1.0", "bias correction of the second moment"),
+    Mutation("adam-eps-inside", "rules/adam.py", "ratio = mean / (root / (1 - self.beta2**t) ** 0.5 + self.eps)",
+             "ratio = mean / ((root + self.eps) / (1 - self.beta2**t) ** 0.5)", "eps before the bias correction (higher 0.2.1)"),
+    Mutation("adam-dead-coordinates", "rules/adam.py", "torch.where(live, ratio, ratio.detach())", "ratio",
+             "derivative 1/eps where no gradient ever came"),
+    Mutation("adam-rewind-pre-step", "rules/adam.py", "        param = param - self._step(slots, t)\n", "",
+             "coupled decay with the parameter after the step"),
+    Mutation("momentum-dampening", "rules/momentum.py", "        if t == 1:\n", "        if t == 0:\n",
+             "dampening on the first step"),
+    Mutation("nesterov", "rules/momentum.py", "direction = grad + self.momentum * buffer if self.nesterov else buffer\n        return -self.lr",
+             "direction = buffer\n        return -self.lr", "Nesterov's look-ahead left out of the update"),
+    Mutation("forward-mixed", "forward.py", "(state.params, hparams), (z, direction)", "(state.params, hparams), (z, tree.zeros_like(direction))",
+             "M left out of the forward recursion"),
+    Mutation("fold-no-direct", "estimator.py", "hparams=tree.add(direct, indirect)", "hparams=indirect",
+             "direct outer gradient left out (NeuralBo)"),
+    Mutation("fold-lost-start", "estimator.py", "        if current is None:\n", "        if current is None:\n            break\n        if False:\n",
+             "a lost start read as zero"),
+    Mutation("fold-no-reduce", "implicit.py", "hv = stage.reduce(tree.fill(hv, v))", "hv = tree.fill(hv, v)",
+             "each rank solves with its own Hessian (betty under DDP)"),
+    Mutation("nan-to-zero", "estimator.py", "    if throw and not tree.all_finite(a):", "    if False:",
+             "NaN passes silently (BOAT)"),
+]  # fmt: skip
+
+
+def _run(copy: Path) -> tuple[bool, str]:
+    tests = [f"tests/{t}.py" for t in TESTS if (copy / f"tests/{t}.py").exists()]
+    out = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=copy, env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    failed = [line for line in out.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return out.returncode == 1, failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else out.stdout[-300:]
+
+
+def _copy(folder: Path) -> Path:
+    copy = folder / "repo"
+    for part in ("estimators", "benchmarks", "analysis", "tests"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    return copy
+
+
+def main(names: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if not names or m.name in names]
+    rows, survivors = [], 0
+    for m in chosen:
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            copy = _copy(Path(folder))
+            target = copy / "estimators" / m.file
+            text = target.read_text()
+            if text.count(m.before) != 1:
+                raise SystemExit(f"{m.name}: {m.before!r} stands {text.count(m.before)} times in {m.file}; update it")
+            target.write_text(text.replace(m.before, m.after))
+            caught, by = _run(copy)
+        survivors += not caught
+        print(f"{'caught  ' if caught else 'SURVIVED'} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True)
+        rows.append(f"| `{m.name}` | `{m.file}` | {m.what} | {'caught' if caught else '**survived**'} | `{by}` |")
+    print(f"{len(chosen) - survivors} of {len(chosen)} caught")
+    if not names:
+        _report(rows, survivors)
+    return 1 if survivors else 0
+
+
+def _report(rows: list[str], survivors: int) -> None:
+    import torch
+
+    lines = [
+        "# Mutations", "",
+        "Can the suite fail? `python -m tests.mutate` breaks one formula at a time in a copy of the library and runs the",
+        "correctness tests until the first failure. This file is what it wrote.", "",
+        f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}: "
+        f"{len(rows) - survivors} of {len(rows)} caught.", "",
+        "| mutation | file | what is broken | result | first test that noticed |", "|---|---|---|---|---|", *rows, "",
+    ]  # fmt: skip
+    (ROOT / "docs" / "mutations.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
