@@ -66,7 +66,7 @@ def is_module(parts: list[str]) -> bool:
 
 
 def top(name: str) -> str:
-    return name.split(".")[0]
+    return name.split(".", maxsplit=1)[0]
 
 
 def part(name: str) -> str:

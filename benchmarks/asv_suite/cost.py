@@ -21,7 +21,7 @@ def applicable(estimator: str) -> Problem:
 class Time:
     """The pullback alone: the run before it is the same for all, and belongs to none."""
 
-    params = list(registry)
+    params = tuple(registry)
     param_names = ("estimator",)
     timer = staticmethod(timer)  # synchronises an accelerator, if there is one
     rounds, repeat, warmup_time, timeout = 2, (3, 5, 3.0), 0.1, 300
@@ -43,7 +43,7 @@ class Memory:
     Not asv's ``peakmem_``: the size of the process is mostly torch itself, and ranks the estimators wrongly.
     """
 
-    params = list(registry)
+    params = tuple(registry)
     param_names = ("estimator",)
     timeout = 300
 
