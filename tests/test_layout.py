@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -149,3 +152,15 @@ def test_the_wheel_holds_the_library_and_the_harness_but_no_tests(tmp_path: Path
     names = zipfile.ZipFile(wheel).namelist()
     assert {top for top, *_ in (n.split("/") for n in names) if not top.endswith(".dist-info")} <= set(SHIPPED)
     assert {"estimators/py.typed", "estimators/solvers/cg.py"} <= set(names)
+
+
+def test_asv_pins_every_dependency_as_the_constraints_do() -> None:
+    """asv installs the project with --no-deps: what it is not told to install is missing, or is another release."""
+    text = (ROOT / "asv.conf.json").read_text(encoding="utf-8")
+    config = json.loads("\n".join(line for line in text.splitlines() if not line.lstrip().startswith("//")))
+    required = config["matrix"]["req"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {re.split(r"[^\w-]", d)[0] for d in project["dependencies"]} == required.keys()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: [pins[name]] for name in required} == required
