@@ -119,13 +119,14 @@ def run(command: Run) -> int:
     from . import plan
     from .cells import finished
     from .plugins import load
-    from .problems import PROBLEMS
     from .progress import Progress
     from .sweep import Orders, sweep
 
     try:
         _check(command)
         load(command.plugins)
+        from .problems import PROBLEMS
+
         todo = plan.cells(
             estimators=plan.known(command.estimators, registry, "estimator"),
             problems=plan.known(command.problems or plan.PROBLEMS, PROBLEMS, "problem"),
@@ -191,8 +192,8 @@ def _show(out: Path, *, ids: set[str] | None = None, draw: bool, text: bool = Tr
     """Table and figures from the files in ``out`` (of ``ids`` only, if given)."""
     from analysis import figures, results, tables
 
-    frame, damaged = results.load(out)
-    for name in damaged:
+    frame = results.load(out)
+    for name in frame.attrs["damaged"]:
         print(f"hypergradbench: {name} is damaged and was left out", file=sys.stderr)
     if ids is not None:
         frame = frame[frame["id"].isin(ids)]

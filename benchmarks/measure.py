@@ -148,35 +148,38 @@ def paired_timing(
     budget: float = 0.2,
     least: int = 3,
     most: int = 15,
+    patience: float = 1.0,
     slice_seconds: float = 1e-3,
 ) -> Timing:
     """Time ``fn`` beside ``reference``, one sample of each in turn, so that a busy machine slows both.
 
     Args:
-        fn: what to time.
-        reference: the unit, for instance one plain training gradient.
+        fn: what to time; call it once before, so that it is warm.
+        reference: the unit, for instance one plain training gradient; likewise.
         device: synchronised before and after every sample, never inside.
-        budget: seconds to spend after warming up; ``least`` pairs are taken all the same.
+        budget: seconds to spend; ``least`` pairs are taken all the same.
         least, most: bounds on the number of pairs.
+        patience: seconds after which even ``least`` pairs are not waited for (one is always taken).
         slice_seconds: a sample repeats a short call until it takes about this long.
     """
+    pairs: list[tuple[float, float]] = []
     with _no_gc():
-        calls = [_calls(f, device, slice_seconds) for f in (fn, reference)]
-        pairs: list[tuple[float, float]] = []
-        end = time.perf_counter() + budget
-        while len(pairs) < least or (len(pairs) < most and time.perf_counter() < end):
-            pairs.append((_sample(fn, calls[0], device), _sample(reference, calls[1], device)))
+        first = _sample(fn, 1, device)
+        calls = max(1, round(slice_seconds / max(first, 1e-9)))
+        units = max(1, round(slice_seconds / max(_sample(reference, 1, device), 1e-9)))
+        if calls == 1:  # long enough to be a sample itself
+            pairs.append((first, _sample(reference, units, device)))
+        begin = time.perf_counter() - (first if calls == 1 else 0.0)
+        while len(pairs) < most:
+            spent = time.perf_counter() - begin
+            if pairs and (spent > patience or (len(pairs) >= least and spent > budget)):
+                break
+            pairs.append((_sample(fn, calls, device), _sample(reference, units, device)))
     ratios = [a / b for a, b in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Timing(
         statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), middle, low, high, len(pairs)
     )
-
-
-def _calls(fn: Work, device: torch.device | str, slice_seconds: float) -> int:
-    """How many calls fill a sample. The first call warms up, and is not counted."""
-    fn()
-    return max(1, min(1000, round(slice_seconds / max(_sample(fn, 1, device), 1e-9))))
 
 
 def _sample(fn: Work, calls: int, device: torch.device | str) -> float:

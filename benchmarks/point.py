@@ -113,6 +113,7 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
         return hypergradient(problem.outer, problem.stages, estimators, records, hparams, throw=False)
 
     answer = pull()
+    instance.gradient()
     timing = paired_timing(
         pull, instance.gradient, device=instance.device, budget=effort.budget, least=effort.least, most=effort.most
     )

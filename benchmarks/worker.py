@@ -6,6 +6,7 @@ line a cell begun or finished. It is started by `benchmarks.sweep`; a cell that 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -85,6 +86,7 @@ def main() -> None:
     report = _own_stdout()
     torch.set_num_threads(1)
     load(orders["plugins"])
+    gc.freeze()  # the collections around every measurement need not walk through torch's modules
 
     def say(event: str, cell: Cell, details: dict[str, Any]) -> None:
         print(json.dumps({"event": event, "id": cell.id, **details}), file=report, flush=True)
