@@ -1,0 +1,53 @@
+"""Problems to judge estimators on: one problem a file, one line each in `PROBLEMS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+from estimators import Problem
+
+from . import (
+    biased_regression,
+    digits_reweighting,
+    log_ridge,
+    one_step_rule,
+    two_stage_head_only,
+    two_stage_quadratic,
+    weighted_ridge,
+)
+from .reference import reference, truth
+
+__all__ = ["PROBLEMS", "ProblemEntry", "reference", "truth"]
+
+
+@dataclass(frozen=True)
+class ProblemEntry:
+    """One line of `PROBLEMS`.
+
+    Attributes:
+        make: keyword settings -> `Problem`. All take ``seed``, ``dtype`` and ``device``, and have defaults.
+        about: one line: what it is.
+        citation: its source.
+    """
+
+    make: Callable[..., Problem]
+    about: str
+    citation: str
+
+
+def _entry(module: ModuleType, **settings: object) -> ProblemEntry:
+    return ProblemEntry(partial(module.make, **settings) if settings else module.make, module.ABOUT, module.CITATION)
+
+
+PROBLEMS: dict[str, ProblemEntry] = {
+    "biased_regression": _entry(biased_regression),
+    "weighted_ridge": _entry(weighted_ridge),
+    "log_ridge": _entry(log_ridge),
+    "two_stage_quadratic": _entry(two_stage_quadratic),
+    "two_stage_head_only": _entry(two_stage_head_only),
+    "one_step_rule": _entry(one_step_rule),
+    "digits_mwn": _entry(digits_reweighting, space="mwn"),
+    "digits_wide": _entry(digits_reweighting, space="wide"),
+}
+"""name -> how to make it. The key is ``Problem.name``."""

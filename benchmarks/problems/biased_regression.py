@@ -127,8 +127,9 @@ def make(
 
     def exact_run(hparams: Tree) -> Tree:
         at = joined(hparams, "lam")
+        side = x.T @ y + beta * at
         w, z = sensitivities(
-            method, length, torch.zeros_like(at), lambda w: 2 * (gram @ w - x.T @ y - beta * at), 2 * gram, lambda _: mixed
+            method, length, torch.zeros_like(at), lambda w: 2 * (gram @ w - side), 2 * gram, lambda w: mixed
         )
         return leaves(z.T @ (2 * xv.T @ (xv @ w - yv)), "lam")
 
