@@ -108,7 +108,7 @@ class Forward:
         def tangent(z: Tree, direction: Tree) -> Tree:
             return cast(Tree, jvp(gradient, (state.params, hparams), (z, direction))[1])
 
-        return stage.reduce(self._columns(tangent)(z_params, directions))
+        return stage.reduce(_as(self._columns(tangent)(z_params, directions), state.params))
 
     def _update_tangents(
         self, stage: Stage, state: State, hparams: Tree, grads: Tree, slopes: Tree, z_params: Tree, z_slots: AllSlots,
@@ -127,7 +127,15 @@ class Forward:
             out = jvp(update, (grads, theta, slots, hparams), (dg, z, zs, direction))[1]
             return cast(tuple[Tree, AllSlots], out)
 
-        return self._columns(tangent)(slopes, tree.select(z_params, grads), {k: z_slots[k] for k in grads}, directions)
+        z, z_after = self._columns(tangent)(
+            slopes, tree.select(z_params, grads), {k: z_slots[k] for k in grads}, directions
+        )
+        return _as(z, state.params), {k: _as(s, state.slots[k]) for k, s in z_after.items()}
 
     def _columns(self, fn: Callable[..., T]) -> Callable[..., T]:
         return cast(Callable[..., T], vmap(fn, randomness="same", chunk_size=self.chunk))
+
+
+def _as(a: Tree, like: Tree) -> Tree:
+    """The dtypes of ``like``: under vmap a 0-d leaf counts as a number, and torch promotes it to float64."""
+    return {k: x.to(like[k].dtype) for k, x in a.items()}

@@ -84,6 +84,13 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
     return unit * torch.stack([(_wide(x) / unit).square().sum() for x in a.values()]).sum().sqrt()
 
 
+def power_of_two(a: Mapping[str, Tensor]) -> Tensor:
+    """A power of two near the norm (1 for a zero tree), in the leaves' dtype: dividing by it rounds nothing."""
+    length = norm(a)
+    unit = torch.exp2(torch.floor(torch.log2(torch.where(length > 0, length, torch.ones_like(length)))))
+    return unit.to(next(iter(a.values())).dtype)
+
+
 def size(a: Mapping[str, Tensor]) -> int:
     """Number of scalars."""
     return sum(x.numel() for x in a.values())

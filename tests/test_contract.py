@@ -33,8 +33,8 @@ from .toy import toy
 
 SMALL: dict[str, dict[str, Any]] = {
     "biased_regression": {"cond": 5.0},
-    "digits_mwn": {"steps": 12, "n_train": 60},
-    "digits_wide": {"steps": 12, "n_train": 60},
+    "digits_mwn": {"steps": 12, "hidden": 2},
+    "digits_wide": {"steps": 12, "hidden": 2},
 }
 """Settings that make a problem quick; the laws hold at any size."""
 
@@ -159,11 +159,11 @@ def test_unread_and_frozen_leaves_change_nothing(name: str) -> None:
     extra = {"idle": torch.ones(4, dtype=torch.float64), "fixed": torch.full((2,), 2.0, dtype=torch.float64)}
 
     def loss(params: Tree, hparams: Tree, batch: Tensor) -> Tensor:
-        return stage.loss(params, hparams, batch) * params["fixed"].mean() / 2
+        return stage.loss({k: params[k] for k in plain.start}, hparams, batch) * params["fixed"].mean() / 2
 
     wider = Problem(
         "wider", [Stage(loss, stage.rule, stage.stream, stage.steps, frozen=frozenset({"fixed"}))],
-        lambda q, h: plain.outer(q, h) + q["idle"].sum(), {**plain.start, **extra}, plain.hparams,
+        lambda q, h: plain.outer({k: q[k] for k in plain.start}, h) + q["idle"].sum(), {**plain.start, **extra}, plain.hparams,
     )  # fmt: skip
     if name == "nystrom":
         pytest.skip("its sample of columns is drawn by position; covered by the dense formula in test_solvers")

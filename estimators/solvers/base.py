@@ -26,6 +26,7 @@ class Outcome(enum.Enum):
     )
     SINGULAR = "the system is singular: add damping, or a penalty to the inner loss"
     DIVERGED = "the series diverges, lr * lambda_max >= 2: lower lr (1 / lambda_max is safe), or use CG"
+    NONFINITE = "a product was NaN or infinite: look at the loss where the solver evaluated it"
     NOT_STATIONARY = (
         "the rule decays the weights outside the loss (decoupled weight decay), so its fixed point is no stationary "
         "point of the loss and implicit differentiation is biased: put the decay into the loss"
@@ -39,8 +40,9 @@ class Solution(NamedTuple):
         value: x, keyed as b.
         outcome: what happened.
         matvecs: products H v used.
-        residual: ||b - H x|| / ||b|| (0 for b = 0); None if the solver does not know it. The series solvers report
-            that of their sum without its last term, an upper bound when they converge.
+        residual: ||b - H x|| / ||b|| (0 for b = 0); None if the solver does not know it. CG reports its recurrence's,
+            or the rounding of Hx where that is larger; the series solvers that of their sum without its last term, an
+            upper bound when they converge: the exact figure would cost one more product.
         curvature: smallest v'Hv / v'v met, None if none was looked at.
     """
 

@@ -42,12 +42,11 @@ class CG:
             raise HypergradientError(f"{self}: steps must be at least 1, rtol and damping not negative")
 
     def __call__(self, matvec: Matvec, b: Tree) -> Solution:
-        size = tree.norm(b)
-        unit = torch.where(size > 0, size, torch.ones_like(size))
-        r = tree.scale(b, 1 / unit.to(next(iter(b.values())).dtype))  # squares of tiny cotangents would underflow
-        x, p, rr = tree.zeros_like(b), r, tree.dot(r, r)
-        goal = max(self.rtol, torch.finfo(rr.dtype).eps) ** 2
-        lowest = torch.full_like(rr, torch.inf)
+        unit = tree.power_of_two(b)  # squares of tiny cotangents would underflow
+        r = tree.scale(b, 1 / unit)
+        x, p, bb = tree.zeros_like(b), r, tree.dot(r, r)
+        rr, goal = bb, max(self.rtol, torch.finfo(bb.dtype).eps) ** 2 * bb
+        lowest, highest = torch.full_like(rr, torch.inf), torch.zeros_like(rr)
         indefinite = torch.zeros_like(rr, dtype=torch.bool)
         solved = rr <= goal
         waits = self.rtol > 0 or rr.device.type == "cpu"
@@ -62,23 +61,28 @@ class CG:
             php, pp = tree.dot(p, hp), tree.dot(p, p)
             active = ~(solved | indefinite)
             lowest = torch.where(active, torch.minimum(lowest, php / pp), lowest)
-            indefinite = indefinite | (active & ~(php > 0))
-            active = active & (php > 0)
+            highest = torch.where(active, torch.maximum(highest, php / pp), highest)
+            indefinite = indefinite | (active & (php <= 0))
+            active = active & ~(php <= 0)  # a NaN goes on into x, where it is seen
             a = torch.where(active, rr / php, 0.0)
             x, r = tree.axpy(a.to(_dtype(x)), p, x), tree.axpy(-a.to(_dtype(r)), hp, r)
             new = torch.where(active, tree.dot(r, r), rr)
             p = tree.axpy(torch.where(active, new / rr, 0.0).to(_dtype(p)), p, r)
             rr = new
             solved = solved | (rr <= goal)
-        residual = float(rr.sqrt())
+        # The recurrence for r goes to 0 whatever x does; ||b - Hx|| cannot fall below the rounding of Hx.
+        rounding = torch.finfo(rr.dtype).eps * highest * tree.norm(x)
+        residual = float(torch.maximum(rr.sqrt(), rounding) / bb.sqrt()) if matvecs and bool(bb) else 0.0
         curvature = float(lowest) if matvecs and bool(torch.isfinite(lowest)) else None
-        if bool(indefinite):
+        if not bool(torch.isfinite(rr)):
+            outcome = Outcome.NONFINITE
+        elif bool(indefinite):
             outcome = Outcome.INDEFINITE
         elif bool(solved):
             outcome = Outcome.CONVERGED
         else:
             outcome = Outcome.MISSED if self.rtol > 0 else Outcome.BUDGET
-        return Solution(tree.scale(x, unit.to(_dtype(x))), outcome, matvecs, residual, curvature)
+        return Solution(tree.scale(x, unit), outcome, matvecs, residual, curvature)
 
 
 def _dtype(a: Tree) -> torch.dtype:

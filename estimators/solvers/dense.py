@@ -49,8 +49,8 @@ class Dense:
         lowest, rounding = float(eigenvalues[0]), n * torch.finfo(flat.dtype).eps * float(eigenvalues.abs().max())
         singular = float(eigenvalues.abs().min()) <= rounding
         x = torch.linalg.pinv(h, hermitian=True) @ flat if singular else torch.linalg.solve(h, flat)
-        length = float(torch.linalg.vector_norm(flat))
-        residual = float(torch.linalg.vector_norm(flat - h @ x)) / length if length else 0.0
+        length = float(tree.norm(b))
+        residual = float(tree.norm({"r": flat - h @ x})) / length if length else 0.0
         if lowest < -rounding:
             outcome = Outcome.INDEFINITE
         else:

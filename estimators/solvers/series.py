@@ -26,28 +26,31 @@ def series(matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rt
             f"{name}(lr=None) takes the inner rule's step inside Implicit; called on its own it needs lr=, a number "
             "below 2 / lambda_max"
         )
-    term, total = b, b
-    norms, quotients = [tree.norm(b)], []
+    unit = tree.power_of_two(b)  # far down, terms would underflow before they are at rounding
+    term = total = tree.scale(b, 1 / unit)
+    norms, quotients = [tree.norm(term)], []
     matvecs = 0
     for _ in range(products):
         if rtol > 0 and bool(norms[-1] <= rtol * norms[0]):
             break
         h_term = matvec(term)
         matvecs += 1
-        size = torch.where(norms[-1] > 0, norms[-1], torch.ones_like(norms[-1])).to(next(iter(b.values())).dtype)
-        unit = tree.scale(term, 1 / size)
-        quotients.append(tree.dot(unit, tree.scale(h_term, 1 / size)))
+        size = norms[-1].to(unit.dtype)
+        quotients.append(tree.dot(tree.scale(term, 1 / size), tree.scale(h_term, 1 / size)))
         term = {k: t - lr * h_term[k] for k, t in term.items()}
         total = tree.add(total, term)
         norms.append(tree.norm(term))
-    value = tree.scale(total, lr)
+    value = tree.scale(tree.scale(total, lr), unit)
     sizes = torch.stack(norms).tolist()
     if sizes[0] == 0:
-        return Solution(value, Outcome.CONVERGED, matvecs, 0.0, None)
+        return Solution(tree.zeros_like(b), Outcome.CONVERGED, matvecs, 0.0, None)
     curvatures = torch.stack(quotients).tolist() if quotients else []
     eps = torch.finfo(norms[0].dtype).eps
     residual = sizes[-1] / sizes[0]
-    outcome = _diagnose(sizes, curvatures, float(lr) if not isinstance(lr, Tensor) else float(lr.max()), eps)
+    # A term down at rounding proves nothing and has no figures worth reporting.
+    curvatures = [c for c, size in zip(curvatures, sizes, strict=False) if size > 4 * eps * sizes[0]]
+    largest_lr = float(lr) if not isinstance(lr, Tensor) else float(lr.max())
+    outcome = _diagnose(sizes[: len(curvatures) + 1], curvatures, largest_lr, eps)
     if outcome is None:
         if residual <= max(rtol, 4 * eps):
             outcome = Outcome.CONVERGED
@@ -60,15 +63,10 @@ def _diagnose(sizes: list[float], curvatures: list[float], lr: float, eps: float
     """What keeps the series from converging, if the norms of its terms or the curvatures met prove that something does.
 
     A term that grows while no curvature is negative needs lr * lambda_max > 2; one that stays as it is, = 2 or 0.
-    Terms down at rounding (after convergence) prove nothing.
     """
     if not all(math.isfinite(x) for x in sizes):
         return Outcome.DIVERGED
-    steps = [
-        (after / before, curvature)
-        for (before, after), curvature in zip(pairwise(sizes), curvatures, strict=True)
-        if before > 4 * eps * sizes[0]
-    ]
+    steps = [(after / before, c) for (before, after), c in zip(pairwise(sizes), curvatures, strict=True)]
     grows = [c for ratio, c in steps if ratio > 1 + 4 * eps]
     stalls = [c for ratio, c in steps if 1 - 4 * eps <= ratio <= 1 + 4 * eps]
     largest = max((abs(c) for _, c in steps), default=0.0)
