@@ -123,6 +123,7 @@ def test_all_finite(bad):
         ([torch.ones(2)], None, r"thing must be a dict of tensors.*got list"),
         (torch.ones(2), None, r"thing must be a dict of tensors.*got Tensor"),
         ({"x": 1.0}, None, r"thing must be a dict of tensors"),
+        ({}, None, r"thing is empty.*at least one tensor"),
         ({"x": torch.ones(2, dtype=torch.int64)}, None, r"thing\['x'\] has dtype torch.int64.*\.float\(\)"),
         ({"x": torch.ones(2), "y": torch.ones(2, dtype=F64)}, None, r"thing mixes dtypes.*float32.*float64.*\.to\("),
         ({"x": torch.ones(2), "y": torch.ones(2, device="meta")}, None, r"thing mixes devices.*cpu.*meta.*\.to\("),
@@ -143,4 +144,3 @@ def test_check_says_what_is_wrong_and_where(a, like, message):
 
 def test_check_accepts_what_is_right():
     tree.check(example(), "thing", example(5))
-    tree.check({}, "thing")
