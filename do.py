@@ -135,7 +135,7 @@ def execute(command, arguments):
             commit = subprocess.check_output(git, cwd=ROOT, stderr=subprocess.DEVNULL).decode().strip()
         except (OSError, subprocess.CalledProcessError):
             raise Stop("asv stores results by commit: this needs git, and a clone rather than an archive") from None
-        call("-m", "asv", "machine", "--yes")  # or the first run asks questions
+        quiet([PYTHON, "-m", "asv", "machine", "--yes"])  # or the first run asks questions
         return call("-m", "asv", "run", "--python=same", "--quick", "--set-commit-hash", commit, *arguments)
     steps = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
     return max([call("-m", *step, *arguments) for step in steps])  # all of them, so that one run shows everything

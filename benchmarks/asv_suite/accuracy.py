@@ -27,6 +27,7 @@ class _Against(ABC):
         refusal = registry[estimator].claim.refuses(problem)
         if refusal is not None:
             raise NotImplementedError(refusal)  # asv's word for "skip this cell"
+        assert problem.exact is not None
         self.truth = problem.exact(problem.hparams)
         self.found = estimate(problem, estimator, throw=False).hparams
 
