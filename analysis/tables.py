@@ -31,7 +31,7 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     for (case, dtype), rows in points.groupby(["case", "dtype"], sort=False):
         console.print(block(str(case), str(dtype), rows))
     console.print(
-        "Median over seeds [smallest..largest]. cosine, relative error: to the truth. ms: the hypergradient alone, given "
+        "Median over seeds \\[smallest..largest]. cosine, relative error: to the truth. ms: the hypergradient alone, given "
         "the run. / gradient: in units of one plain training gradient, timed in turn with it; peak: tensor bytes alive "
         "at once; kept: bytes of recorded states. products: second-order ones. ×lr, ×H: the estimate is scaled by "
         "definition, so its relative error says little.",

@@ -148,7 +148,7 @@ def paired_timing(
     budget: float = 0.2,
     least: int = 3,
     most: int = 15,
-    patience: float = 1.0,
+    patience: float = 0.4,
     slice_seconds: float = 1e-3,
 ) -> Timing:
     """Time ``fn`` beside ``reference``, one sample of each in turn, so that a busy machine slows both.

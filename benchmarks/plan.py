@@ -15,8 +15,15 @@ CONDS = (2.0, 10.0, 100.0, 1000.0)
 PROBLEMS = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wide")
 """Problems of the main job."""
 
-PATH_COND = 10.0
-"""Condition number of Figure 5: the identity's direction is visibly off, and still every path gets somewhere."""
+SMALL: dict[str, dict[str, Any]] = {
+    "digits_mwn": {"hidden": 8, "steps": 30, "weight_hidden": 10},
+    "digits_wide": {"hidden": 8, "steps": 30},
+}
+"""Sizes at which the costly references, the whole Hessian and forward mode, take part on a laptop."""
+
+PATH = {"cond": 30.0, "tolerance": 1e-3}
+"""Biased regression of Figure 5: the identity's direction is visibly off, and a run short enough to be made 100 times
+an estimator. The tolerance bounds what stopping the run early costs: invisible in a cosine."""
 
 META_LR = 0.1
 """Adam's learning rate along a path, as in Figure 5 of SAMA."""
@@ -60,7 +67,7 @@ def cells(
     if meta_steps and "biased_regression" in problems:
         found += [
             Cell(
-                estimator=e, problem="biased_regression", settings={"cond": PATH_COND}, seed=seeds[0], dtype=dtype,
+                estimator=e, problem="biased_regression", settings=dict(PATH), seed=seeds[0], dtype=dtype,
                 kind="path", meta={"steps": meta_steps, "lr": META_LR}, built=built[e],
             )
             for e in estimators
@@ -70,4 +77,6 @@ def cells(
 
 def settings_of(problem: str, conds: Sequence[float]) -> list[dict[str, Any]]:
     """What a problem is swept over."""
-    return [{"cond": float(c)} for c in conds] if problem == "biased_regression" else [{}]
+    if problem == "biased_regression":
+        return [{"cond": float(c)} for c in conds]
+    return [dict(SMALL.get(problem, {}))]

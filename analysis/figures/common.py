@@ -57,3 +57,8 @@ def coinciding(curves: dict[str, np.ndarray], tolerance: float) -> list[list[str
 def floored(values: pd.Series) -> pd.Series:
     """For a logarithmic axis."""
     return values.clip(lower=FLOOR)
+
+
+def area(marker: str, points: float) -> float:
+    """Size for ``scatter`` at which markers look alike: stars and crosses have little ink."""
+    return points * {"*": 2.2, "P": 1.3, "X": 1.3, "d": 1.2, "s": 0.8, "D": 0.7}.get(marker, 1.0)

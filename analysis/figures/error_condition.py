@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..style import WIDTH, look, order
-from .common import better, floored, handle, legend_below
+from .common import area, better, floored, handle, legend_below
 
 RUN = ("unroll", "unroll-checkpointed", "forward", "unroll-truncated")
 
@@ -38,7 +39,10 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     for axes, (title, members, value, bound) in zip(grid, panels, strict=True):
         _panel(axes, rows, members, value, bound, names)
         axes.set_title(title, loc="left")
-        axes.set(xscale="log", xlabel=r"condition number $\kappa$ of the inner Hessian")
+        axes.set(xscale="log", xlabel=r"condition number $\kappa$")
+        axes.xaxis.set_major_locator(FixedLocator(sorted(set(rows["cond"]))))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         if value == "angle":
             axes.set(ylabel=r"angle to the true $\nabla_\lambda M$ (degrees)", ylim=(0, 92), yticks=range(0, 91, 15))
         else:
@@ -57,18 +61,22 @@ def draw(frame: pd.DataFrame) -> Figure | None:
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, members: Sequence[str], value: str, bound: str, names: list[str]) -> None:
+    drawn: list[pd.Series] = []
     shifts = np.geomspace(1 / 1.35, 1.35, len(members)) if len(members) > 1 else np.ones(1)
     for name, shift in zip(members, shifts, strict=True):
         mine = rows[rows["estimator"] == name]
         style = look(name, names)
         axes.scatter(
-            mine["cond"] * shift, _drawn(mine[value], value), s=11, color=style.color, marker=style.marker, linewidths=0.4,
+            mine["cond"] * shift, _drawn(mine[value], value), s=area(style.marker, 12), color=style.color, marker=style.marker, linewidths=0.4,
             edgecolors="white", zorder=3, gid=name,
         )  # fmt: skip
         middle = _drawn(mine.groupby("cond")[value].median(), value)
         axes.plot(middle.index * shift, middle, color=style.color, linestyle=style.line, linewidth=0.9, zorder=2)
         limit = mine.groupby("cond")[bound].max().dropna()
+        if any(limit.index.equals(d.index) and np.allclose(limit, d, rtol=0.02) for d in drawn):
+            continue  # the same bound as another's
         if len(limit):
+            drawn.append(limit)
             axes.plot(limit.index * shift, limit, color=style.color, linestyle=(0, (2, 2)), linewidth=0.8, alpha=0.7, zorder=1)
 
 

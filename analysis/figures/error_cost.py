@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..style import WIDTH, look, order
-from .common import better, floored, handle, legend_below
+from .common import area, better, floored, handle, legend_below
 
 MOST_PANELS = 3
 FEWEST = 4
@@ -62,12 +62,12 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
         style = look(name, names)
         mine = rows[rows["estimator"] == name]
         axes.scatter(
-            mine["time_ratio"], floored(mine["direction_error"]), s=6, color=style.color, marker=style.marker, alpha=0.45,
+            mine["time_ratio"], floored(mine["direction_error"]), s=area(style.marker, 6), color=style.color, marker=style.marker, alpha=0.45,
             linewidths=0.3, zorder=2,
         )  # fmt: skip
         at = medians.loc[name]
         axes.scatter(
-            at["time_ratio"], at["direction_error"], s=34, color=style.color, marker=style.marker, edgecolors="white",
+            at["time_ratio"], at["direction_error"], s=area(style.marker, 32), color=style.color, marker=style.marker, edgecolors="white",
             linewidths=0.5, zorder=3, gid=name,
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..style import WIDTH, look
 from .common import better, coinciding, handle, legend_below
@@ -34,16 +35,23 @@ def draw(frame: pd.DataFrame) -> Figure | None:
                 markevery=(2 * i % 10, 10), zorder=3 - i / 100, gid=group[0],
             )  # fmt: skip
     left.set(xlabel="meta step $t$", ylabel=r"cosine to the true $\nabla_\lambda M$ at own $\lambda_t$")
-    right.set(xlabel="meta step $t$", ylabel=r"distance $\|\lambda_t-\lambda^*\|_2$", yscale="log")
+    right.set(xlabel="meta step $t$", ylabel=r"distance $\|\lambda_t-\lambda^*\|_2$")
     low = min(float(np.nanmin(c)) for c in cosines.values())
-    left.set_ylim(min(0.0, low - 0.05) if low < 0.3 else low - 0.05, 1.02)
+    left.set_ylim(min(0.0, low - 0.05) if low < 0.5 else low - 0.05, 1.02)
+    right.set_ylim(bottom=0)
     left.set_title("direction", loc="left")
     right.set_title("convergence", loc="left")
     for axes in (left, right):
         axes.grid()
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     better(left, "up")
     better(right, "down")
     figure.suptitle(f"{rows['case'].iloc[0]}, seed {rows['seed'].iloc[0]}: every estimator on its own path (Adam)", fontsize=8)
-    labels = [handle(g[0], names, " = ".join(g) if len(g) <= 5 else " = ".join(g[:5]) + " = …") for g in groups]
-    legend_below(figure, labels, 1 if max(map(len, groups)) > 3 and len(groups) < 4 else 2)
+    legend_below(figure, [handle(g[0], names, _wrapped(g)) for g in groups], 2)
     return figure
+
+
+def _wrapped(group: list[str]) -> str:
+    """Every name of a group whose curves coincide, three a line."""
+    lines = [" = ".join(group[i : i + 3]) for i in range(0, len(group), 3)]
+    return " =\n".join(lines)

@@ -1,0 +1,161 @@
+"""Tables and figures from result files that are made up here: what they show is known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import figures, load
+from analysis.figures.common import coinciding
+from analysis.figures.error_cost import pareto
+from analysis.style import LOOKS, look, order
+from analysis.tables import save, short, spread
+from benchmarks import cells
+from benchmarks.cells import Cell
+from estimators import registry
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def result(cell: Cell, error: float = 0.1, ratio: float = 10.0, **more: object) -> dict:
+    angle = float(np.degrees(np.arcsin(min(error, 1))))
+    content = {
+        "claim": {"of": "something", "citation": "someone", "target": "run", "exact": True, "scale": "true"},
+        "truth": "closed form",
+        "accuracy": {"cosine": 1 - error**2 / 2, "relative_error": error, "direction_error": error, "angle": angle, "norm_ratio": 1.0},
+        "bound": {"relative_error": 2 * error, "angle": None, "by": "made up"},
+        "cost": {
+            "seconds": ratio * 1e-4, "gradient_seconds": 1e-4, "time_ratio": ratio, "peak_bytes": 800, "peak_ratio": 8.0,
+            "gradient_peak_bytes": 100, "kept_bytes": 0, "kept_ratio": 0.0, "gradients": 1, "products": 3, "matvecs": 2,
+        },
+        "pullbacks": [{"outcome": "CONVERGED", "text": "fine", "residual": 1e-12, "curvature": 0.5, "products": 3}],
+        "environment": {"jobs": 1},
+        "finished": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    return cells.row(cell, "ok", **(content | more))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, error, ratio in (("unroll", 1e-12, 300.0), ("cg", 1e-9, 50.0), ("neumann", 1e-2, 60.0), ("sama", 0.3, 5.0)):
+        for cond in (2.0, 10.0, 100.0):
+            for seed in range(3):
+                cell = Cell(estimator=name, problem="biased_regression", settings={"cond": cond}, seed=seed)
+                cells.write(cell.file(tmp_path), result(cell, error * cond / 2 * (1 + seed / 10), ratio))
+        cell = Cell(estimator=name, problem="biased_regression", settings={"cond": 30.0}, kind="path", meta={"steps": 3})
+        path = {"cosine": [1 - error] * 3, "angle": [1.0] * 3, "value": [1.0] * 3, "distance": [3.0, 2.0, 1.5, 1.0]}
+        cells.write(cell.file(tmp_path), cells.row(cell, "ok", path=path, finished="2026-01-01T00:00:00Z"))
+    failed = Cell(estimator="dense", problem="biased_regression", settings={"cond": 2.0})
+    cells.write(failed.file(tmp_path), cells.row(failed, "failed", "RuntimeError: [no] luck"))
+    refused = Cell(estimator="composed", problem="biased_regression", settings={"cond": 2.0})
+    cells.write(refused.file(tmp_path), cells.row(refused, "refused", "needs two stages"))
+    return tmp_path
+
+
+def test_load_gives_a_row_a_cell(folder: Path) -> None:
+    frame = load(folder)
+    assert len(frame) == 4 * 3 * 3 + 4 + 2
+    assert frame["id"].is_unique
+    row = frame[(frame["estimator"] == "cg") & (frame["cond"] == 10) & (frame["seed"] == 1) & (frame["kind"] == "point")].iloc[0]
+    assert row["relative_error"] == pytest.approx(1e-9 * 5 * 1.1)
+    assert row["case"] == "biased_regression (cond=10)"
+    assert row["outcome"] == "converged"
+    assert row["residual"] == 1e-12
+
+
+def test_damaged_files_are_named_and_left_out(folder: Path) -> None:
+    whole = len(load(folder))
+    (folder / "cells" / "cut.json").write_text('{"schema": 1, "id"')
+    (folder / "cells" / "list.json").write_text("[1, 2]")
+    (folder / "cells" / "future.json").write_text('{"schema": 99}')
+    frame = load(folder)
+    assert len(frame) == whole
+    assert frame.attrs["damaged"] == ["cut.json", "future.json", "list.json"]
+    with pytest.raises(FileNotFoundError):
+        load(folder / "nowhere")
+
+
+def test_the_newest_of_two_results_counts(folder: Path) -> None:
+    before = load(folder)
+    cell = Cell(estimator="cg", problem="biased_regression", settings={"cond": 2.0}, seed=0, built="with other fields")
+    cells.write(cell.file(folder), result(cell, 0.5, finished="2026-02-02T00:00:00Z"))
+    after = load(folder)
+    assert len(after) == len(before)
+    assert 0.5 in set(after["relative_error"])
+
+
+def test_the_table_shows_spread_and_reasons(folder: Path, tmp_path: Path) -> None:
+    save(load(folder), tmp_path / "table.txt")
+    text = (tmp_path / "table.txt").read_text()
+    assert "biased_regression (cond=100), float64, 3 seeds; truth: closed form" in text
+    assert "0.55 [0.5..0.6]" in text  # neumann at cond 100
+    assert "RuntimeError: [no] luck" in text
+    assert "needs two stages" in text
+    assert "fewer than the 6" in text
+
+
+def test_spread_says_what_was_not_finite() -> None:
+    assert spread(pd.Series([1.0, 1.0]), short) == "1"
+    assert spread(pd.Series([1.0, np.nan]), short) == "1 (1 not finite)"
+    assert spread(pd.Series([np.nan]), short) == "not finite"
+
+
+def test_figures_are_drawn_twice_alike(folder: Path, tmp_path: Path) -> None:
+    frame = load(folder)
+    first, second = (figures.draw_all(frame, tmp_path / name) for name in "ab")
+    assert len(first) == 2 * len(figures.FIGURES)
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_every_point_is_drawn_and_stays_under_its_bound(folder: Path) -> None:
+    frame = load(folder)
+    figure = figures.FIGURES["error_condition"](frame)
+    assert figure is not None
+    points = [len(c.get_offsets()) for axes in figure.axes for c in axes.collections]
+    assert sum(points) == 4 * 3 * 3
+    measured = frame.dropna(subset=["bound_error"])
+    assert (measured["relative_error"] <= measured["bound_error"]).all()
+
+
+def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
+    cell = Cell(estimator="cg", problem="p")
+    cells.write(cell.file(tmp_path), cells.row(cell, "failed", "no"))
+    assert figures.draw_all(load(tmp_path), tmp_path / "figures") == []
+
+
+def test_pareto_keeps_what_nothing_beats() -> None:
+    points = pd.DataFrame({"time_ratio": [1, 2, 3, 4], "direction_error": [0.5, 0.6, 0.1, 0.1]}, index=list("abcd"))
+    assert list(pareto(points).index) == ["a", "c"]
+
+
+def test_coinciding_curves_are_named_together() -> None:
+    curves = {"cg": np.array([1.0, 1.0]), "dense": np.array([1.0, 0.9999]), "sama": np.array([0.8, 0.7])}
+    assert coinciding(curves, 1e-3) == [["dense", "cg"], ["sama"]]
+
+
+def test_every_registered_estimator_has_a_look_of_its_own() -> None:
+    assert set(registry) <= set(LOOKS) | {n for n in registry if n not in LOOKS}
+    assert len({style.marker for style in LOOKS.values()}) == len(LOOKS)
+    assert len({style.color for style in LOOKS.values()}) == len(LOOKS)
+    assert order(["zzz", "sama", "unroll"]) == ["unroll", "sama", "zzz"]
+    assert look("mine", ["mine", "other"]) != look("other", ["mine", "other"])
+
+
+def test_tables_and_figures_need_no_torch(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
+        "from analysis import figures, load, tables\n"
+        "frame = load(sys.argv[1]); tables.save(frame, Path(sys.argv[2]) / 't.txt')\n"
+        "print(len(figures.draw_all(frame, Path(sys.argv[2]))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(2 * len(figures.FIGURES))

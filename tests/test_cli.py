@@ -1,0 +1,203 @@
+"""The command line from outside: one small sweep with an estimator that raises and one that kills its process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cells import Cell
+from benchmarks.cli import main
+from benchmarks.plan import cells
+from benchmarks.problems import PROBLEMS
+from benchmarks.sweep import Orders, split, sweep
+from estimators import RULES, SOLVERS, registry
+
+PLUGIN = '''
+"""Estimators that go wrong, each in its own way."""
+import os, signal
+from dataclasses import dataclass
+from estimators import Claim, registry
+
+@dataclass(frozen=True)
+class Broken:
+    tail = 0
+    def pullback(self, stage, record, hparams, cotangent):
+        raise RuntimeError("this estimator is broken")
+
+@dataclass(frozen=True)
+class Killer:
+    tail = 0
+    def pullback(self, stage, record, hparams, cotangent):
+        print("noise on standard output")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+claim = Claim(of="nothing", citation="nobody", target="direction")
+registry.register("broken", Broken(), claim)
+registry.register("killer", Killer(), claim)
+'''
+NAMES = ("killer", "cg", "broken", "sama")
+
+
+@dataclass
+class Sweep:
+    out: Path
+    arguments: list[str]
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def rows(self) -> list[dict]:
+        return [json.loads(p.read_text()) for p in sorted((self.out / "cells").glob("*.json"))]
+
+
+def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).resolve().parent.parent
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); from benchmarks.cli import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    folder = tmp_path_factory.mktemp("a folder with spaces")
+    (folder / "wrong.py").write_text(PLUGIN)
+    arguments = [
+        "run", "--plugins", "wrong.py", "--estimators", *NAMES, "--problems", "biased_regression", "--conds", "2", "5",
+        "--seeds", "3", "--meta-steps", "2", "--out", "results",
+    ]  # fmt: skip
+    return Sweep(folder / "results", arguments, call(*arguments, cwd=folder))
+
+
+def test_every_cell_has_a_file_and_failures_say_why(ran: Sweep) -> None:
+    assert ran.done.returncode == 1, ran.done.stderr  # something failed, and the exit status says so
+    assert len(ran.rows) == 4 * 2 + 4
+    by_name = {n: [r for r in ran.rows if r["config"]["estimator"] == n] for n in NAMES}
+    assert {r["status"] for n in ("cg", "sama") for r in by_name[n]} == {"ok"}
+    assert {r["reason"] for r in by_name["broken"]} == {"RuntimeError: this estimator is broken"}
+    assert all("SIGKILL" in r["reason"] for r in by_name["killer"])
+    for row in ran.rows:
+        assert row["schema"] == 1
+        assert row["id"] == Cell(**row["config"]).id
+        assert row["config"]["seed"] == 3
+
+
+def test_a_result_holds_what_the_table_needs(ran: Sweep) -> None:
+    row = next(r for r in ran.rows if r["config"]["estimator"] == "cg" and r["config"]["kind"] == "point")
+    assert row["truth"] == "closed form"
+    assert row["accuracy"]["relative_error"] < 1e-8
+    assert row["bound"]["relative_error"] > row["accuracy"]["relative_error"]
+    assert row["cost"]["products"] > 1
+    assert row["cost"]["peak_bytes"] > row["cost"]["gradient_peak_bytes"] > 0
+    assert row["pullbacks"][0]["outcome"] == "CONVERGED"
+    assert row["environment"]["jobs"] == 1
+    assert row["environment"]["torch"]
+    path = next(r for r in ran.rows if r["config"]["estimator"] == "sama" and r["config"]["kind"] == "path")
+    assert len(path["path"]["cosine"]) == 2
+    assert len(path["path"]["distance"]) == 3
+
+
+def test_table_and_figures_are_made(ran: Sweep) -> None:
+    assert "biased_regression (cond=5)" in ran.done.stdout
+    assert "this estimator is broken" in ran.done.stdout
+    text = (ran.out / "table.txt").read_text()
+    assert "cg" in text
+    assert "SIGKILL" in text
+    for name in ("figure5", "error_condition", "error_cost"):
+        assert (ran.out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (ran.out / "figures" / f"{name}.svg").read_text()
+
+
+def test_progress_is_plain_lines_when_piped(ran: Sweep) -> None:
+    lines = [line for line in ran.done.stderr.splitlines() if line.startswith("[")]
+    assert len(lines) == 12
+    assert lines[-1].startswith("[12/12]")
+    assert "\r" not in ran.done.stderr
+
+
+def test_a_second_run_keeps_what_is_there(ran: Sweep) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (ran.out / "cells").iterdir()}
+    again = call(*ran.arguments, "--figures", "False", cwd=ran.out.parent)
+    assert "12 kept" in again.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in (ran.out / "cells").iterdir()}
+
+
+def test_unknown_names_list_the_known_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for flag, known in (("--estimators", "sama-na"), ("--problems", "weighted_ridge")):
+        assert main(["run", flag, "nonsense", "--out", str(tmp_path / "x")]) == 2
+        error = capsys.readouterr().err
+        assert "'nonsense'" in error
+        assert known in error
+    assert main(["run", "--plugins", "no_such_module", "--out", str(tmp_path / "x")]) == 2
+    assert "no_such_module" in capsys.readouterr().err
+    for wrong in (["--jobs", "0"], ["--conds", "0.5"]):
+        assert main(["run", *wrong, "--out", str(tmp_path / "x")]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_wrong_command_line_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--no-such-flag"])
+    assert stopped.value.code == 2
+
+
+def test_help_names_every_command_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        ([], ("run", "list", "table", "figures")),
+        (["run", "--help"], ("--estimators", "--problems", "--seeds", "--conds", "--out", "--jobs", "--force", "--dtype")),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        for word in words:
+            assert word in text
+
+
+def test_list_shows_everything_registered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in (*registry, *PROBLEMS, *RULES, *SOLVERS):
+        assert name in text
+    for entry in registry.values():
+        assert entry.claim.citation.split("; ")[0].split(",")[0][:20] in text
+
+
+def test_table_and_figures_refuse_folders_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", str(tmp_path / "nothing")]) == 2
+    assert main(["figures", str(tmp_path)]) == 1
+    assert "no results" in capsys.readouterr().err
+
+
+def plan(**changes: object) -> list[Cell]:
+    chosen = {
+        "estimators": ("cg", "sama"), "problems": ("biased_regression", "digits_mwn"), "seeds": (0, 1),
+        "conds": (2.0, 10.0), "dtype": "float64", "meta_steps": 5,
+    }  # fmt: skip
+    return cells(**(chosen | changes))  # type: ignore[arg-type]
+
+
+def test_the_plan_is_a_product_and_its_cells_differ() -> None:
+    todo = plan()
+    assert len(todo) == 2 * (2 * 2 + 2) + 2
+    assert len({c.id for c in todo}) == len(todo)
+    assert not [c for c in plan(meta_steps=0) if c.kind == "path"]
+
+
+def test_batches_keep_an_instance_together() -> None:
+    points = [c for c in plan() if c.kind == "point"]
+    for jobs in (1, 2, 5):
+        batches = split(points, jobs)
+        assert sorted(c.id for b in batches for c in b) == sorted(c.id for c in points)
+        places = [{c.instance for c in b} for b in batches]
+        assert sum(map(len, places)) == len(set().union(*places))
+
+
+def test_a_cell_that_takes_too_long_is_a_row(tmp_path: Path) -> None:
+    cell = plan(estimators=("cg",), seeds=(0,), conds=(2.0,), problems=("biased_regression",), meta_steps=0)[0]
+    said: list[tuple[str, dict]] = []
+    counts = sweep([cell], Orders(out=tmp_path, timeout=0.05), lambda event, _, details: said.append((event, details)))
+    assert counts == {"failed": 1}
+    assert "timeout" in json.loads(cell.file(tmp_path).read_text())["reason"]
