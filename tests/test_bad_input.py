@@ -134,7 +134,7 @@ def test_estimating_at_hparams_unlike_the_problem_s(hparams, message):
 def test_a_shape_that_the_loss_cannot_use_names_the_step():
     with pytest.raises(RuntimeError) as caught:
         go(start={**START, "w": randn(4)})
-    assert any("Stage.loss, step 0" in note for note in caught.value.__notes__)
+    assert any("Stage.loss of step 0" in note for note in caught.value.__notes__)
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -313,9 +313,9 @@ def test_rule_hyperparameters_are_seen_by_the_others(name):
 
 
 def test_a_rule_that_turns_its_hyperparameter_into_a_number():
-    """float() cuts the graph: the learning rate would seem to influence nothing."""
+    """A number cuts the graph: the learning rate would seem to influence nothing."""
     with pytest.raises(HypergradientError, match=r"\['lr'\] influence nothing"):
-        go(hparams={**HPARAMS, "lr": torch.tensor(0.1, dtype=F64)}, rule=lambda h: SGD(lr=float(h["lr"])))
+        go(hparams={**HPARAMS, "lr": torch.tensor(0.1, dtype=F64)}, rule=lambda h: SGD(lr=h["lr"].item()))
 
 
 def test_a_rule_function_that_returns_no_rule():
