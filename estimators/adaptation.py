@@ -114,10 +114,23 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     moved = any(bool(g.any()) for g in record.grad.values())
     if moved and not any(bool(x.any()) for x in adapted.values()) and any(bool(x.any()) for x in cotangent.values()):
         raise NotApplicableError(
-            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method, or a rule "
-            "at a stationary point): there is nothing to adapt to; use SAMA(adapt=False)"
+            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method?): no "
+            "estimator can differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
         )
     return adapted
+
+
+def check_derivative(stage: Stage, record: Record, hparams: Tree) -> None:
+    """Refuse a run whose last update has no derivative with respect to its gradient, declared or not.
+
+    Differentiating through such a rule would answer zero, silently. Linear rules need no look.
+
+    Raises:
+        NotApplicableError: as `adapt`.
+    """
+    rule = stage.bind(hparams)
+    if record.grad is not None and not getattr(rule, "linear", False):
+        adapt(stage, record, hparams, tree.map_tree(torch.ones_like, record.end.params))
 
 
 def check_differentiable(rule: Rule) -> None:

@@ -28,6 +28,8 @@ def per_stage(choice: Choice | Sequence[Choice], stages: int) -> tuple[Estimator
         HypergradientError: a sequence of another length, or something that is no estimator.
         KeyError: an unknown name; the message lists the known ones.
     """
+    if isinstance(choice, type):
+        raise HypergradientError(f"{choice.__name__} is a class: pass an estimator, {choice.__name__}(...)")
     if isinstance(choice, str):
         choice = registry[choice].estimator
     if isinstance(choice, (list, tuple)):

@@ -136,17 +136,22 @@ def hypergradient(
         raise HypergradientError(
             f"{len(stages)} stages, {len(estimators)} estimators and {len(records)} records: give one of each a stage"
         )
-    hparams = tree.detach(hparams)
     tree.check(hparams, "hparams")
+    hparams = tree.detach(hparams)
     end = records[-1].end.params
     value, cotangent, direct = gradients(
-        lambda p, h: scalar(outer(p, h), "the outer loss"), end, hparams, wrt_params=end, wrt_hparams=hparams
+        lambda p, h: scalar(lambda: outer(p, h), "the outer loss", p, h),
+        end,
+        hparams,
+        wrt_params=end,
+        wrt_hparams=hparams,
     )
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(f"the outer loss is {float(value)} at the end of the last stage")
     reduce = stages[-1].reduce
     cotangent, direct = reduce(tree.fill(cotangent, end)), reduce(direct)
     _finite(cotangent, "the outer gradient")
+    _finite(direct, "the direct outer gradient")
     current: Tree | None = cotangent
     indirect: Tree = {}
     pullbacks: list[Pullback] = []
@@ -187,6 +192,8 @@ def run_stages(
     stages: Sequence[Stage], start: Tree | State, hparams: Tree, estimators: Sequence[Estimator]
 ) -> list[Record]:
     """Run every stage from the end of the one before, recording what the estimators (one a stage) need."""
+    if len(stages) != len(estimators):
+        raise HypergradientError(f"{len(stages)} stages and {len(estimators)} estimators: give one a stage")
     records: list[Record] = []
     for stage, estimator in zip(stages, estimators, strict=True):
         records.append(run(stage, start, hparams, tail=estimator.tail, every=getattr(estimator, "every", 1)))

@@ -10,7 +10,7 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from . import tree
-from .adaptation import check_differentiable
+from .adaptation import check_derivative
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
 from .rules import Slots
@@ -65,7 +65,7 @@ class Forward:
                 f"Forward carries one tangent for each of the {n} hyperparameters, more than max_hparams="
                 f"{self.max_hparams}: use Unroll, or raise max_hparams if you mean it"
             )
-        check_differentiable(stage.bind(hparams))
+        check_derivative(stage, record, hparams)
         if stage.steps == 0:
             return Pullback(hparams=tree.zeros_like(hparams), start=None, outcome=Outcome.DONE, cost=Cost())
         first = record.end.step - stage.steps
@@ -84,8 +84,12 @@ class Forward:
             moved, z_moved = self._update_tangents(stage, state, hparams, grads, slopes, z_params, z_slots, directions)
             z_params, z_slots, state = {**z_params, **moved}, {**z_slots, **z_moved}, following
         row = torch.stack([z.reshape(n, -1) @ cotangent[k].reshape(-1) for k, z in z_params.items()]).sum(0)
+        answer = tree.unflatten(row, hparams)
+        # A leaf along which nothing ever moved has no influence: missing, not zero (see `Pullback`).
+        touched = torch.stack([z.reshape(n, -1).any(dim=1) for z in z_params.values()]).any(dim=0)
+        influential = [k for k, t in tree.unflatten(touched, hparams).items() if bool(t.any())]
         return Pullback(
-            hparams=stage.reduce(tree.unflatten(row, hparams)),
+            hparams=stage.reduce(tree.select(answer, influential)),
             start=None,
             outcome=Outcome.DONE,
             cost=Cost(

@@ -12,7 +12,7 @@ from . import tree
 from .adaptation import refuse_rule_hparams
 from .errors import HypergradientError
 from .estimator import Cost, Pullback
-from .products import BoundLoss, Product, gradients, reverse_over_forward
+from .products import BoundLoss, Product, gradients, reverse_over_reverse
 from .rules import Rule
 from .solvers import Matvec, Outcome, Solver
 from .stage import Record, Stage, check_reads
@@ -40,7 +40,7 @@ class Implicit:
     """
 
     solver: Solver
-    product: Product = reverse_over_forward
+    product: Product = reverse_over_reverse
     batches: int = 1
 
     def __post_init__(self) -> None:

@@ -54,13 +54,32 @@ def from_module(module: nn.Module, criterion: Callable[[Call, Tree, Batch], Tens
         raise HypergradientError(
             f"{type(module).__name__} has no parameter with requires_grad=True: there is nothing to train"
         )
+    canonical = {id(p): k for k, p in module.named_parameters()}
+
+    def tensors(params: Tree) -> Tree:
+        """One entry for every attribute of every distinct submodule: tied parameters share a tensor.
+
+        Spelled out because `functional_call`'s own tying swaps an attribute of a submodule that is registered twice
+        twice, and then leaves the module changed.
+        """
+        out: Tree = {}
+        for prefix, part in module.named_modules():
+            at = f"{prefix}." if prefix else ""
+            for k, p in part.named_parameters(recurse=False, remove_duplicate=False):
+                out[at + k] = params[canonical[id(p)]] if p.requires_grad else p.detach()
+            for k, b in part.named_buffers(recurse=False, remove_duplicate=False):
+                out[at + k] = b.detach().clone()
+        return out
 
     def loss(params: Tree, hparams: Tree, batch: Batch) -> Tensor:
-        buffers = {k: b.detach().clone() for k, b in module.named_buffers()}
-        frozen = {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
+        if params.keys() != start.keys():
+            raise HypergradientError(
+                f"params hold {sorted(params)}, but the trainable parameters of {type(module).__name__} are "
+                f"{sorted(start)}: start from the `start` that from_module returned"
+            )
 
         def model(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(module, {**frozen, **buffers, **params}, args, kwargs)
+            return functional_call(module, tensors(params), args, kwargs, tie_weights=False)
 
         return criterion(model, hparams, batch)
 

@@ -9,7 +9,7 @@ from .adaptation import adapt, refuse_rule_hparams
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
 from .implicit import last_objectives, mean_product
-from .products import CentralDifference, Product, reverse_over_forward
+from .products import CentralDifference, Product, reverse_over_reverse
 from .solvers import Outcome
 from .stage import Record, Stage
 from .tree import Tree
@@ -29,7 +29,7 @@ class T1T2:
         product: form of the second-order product.
     """
 
-    product: Product = reverse_over_forward
+    product: Product = reverse_over_reverse
 
     @property
     def tail(self) -> int:

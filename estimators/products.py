@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import tree
-from .errors import HypergradientError
+from .errors import HypergradientError, NotApplicableError
+from .forward_mode import VERIFIED, node_names
 from .tree import Tree
 
 BoundLoss = Callable[[Tree, Tree], Tensor]
@@ -114,15 +115,26 @@ def reverse_over_forward(
     """One forward pass with dual numbers gives the slope; one backward pass gives both parts. Exact.
 
     See `Product` for the arguments. No second-order graph is stored, and for ``wrt_hparams`` alone theta is
-    detached, so that only what follows the hyperparameters is kept. Kernels without forward mode (fused attention,
-    LSTM) raise NotImplementedError: use `reverse_over_reverse` or `CentralDifference` there.
+    detached, so that only what follows the hyperparameters is kept: the lightest exact form where it applies.
+
+    Raises:
+        NotApplicableError: between a wanted leaf and the loss stands an operation through which torch is not known to
+            be right (see `forward_mode`). What lies before the hyperparameters does not matter if only they are wanted.
+        NotImplementedError: a kernel without forward mode (fused attention, LSTM).
     """
     with torch.enable_grad(), fwd.dual_level():
         theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
         dual = {k: _dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}
-        slope = _tangent(loss(dual, lam))
+        value = loss(dual, lam)
+        slope = _tangent(value)
         if slope is None:  # the loss reads no leaf of the tangent
             return {}, {}
+        unverified = node_names(value) - VERIFIED
+        if unverified:
+            raise NotApplicableError(
+                f"reverse_over_forward is not known to be right through {sorted(unverified)} (torch is silently wrong "
+                "there for some operations, layer_norm among them): use reverse_over_reverse"
+            )
         d_params, d_hparams = _grad(slope, [theta, lam])
     return d_params, d_hparams
 
@@ -138,7 +150,8 @@ def reverse_over_reverse(
 ) -> tuple[Tree, Tree]:
     """Double backward (Pearlmutter 1994): the graph of the gradient is kept and pulled back. Exact.
 
-    See `Product` for the arguments.
+    See `Product` for the arguments. The default of every family: right through all of torch's layers but fused
+    attention, which has no second derivative and raises (use its math kernel, or `CentralDifference`).
     """
     with torch.enable_grad():
         theta, lam = leaves(params, {*wrt_params, *tangent}), leaves(hparams, wrt_hparams)
@@ -159,31 +172,37 @@ def reverse_over_reverse(
     return out[0], out[1]
 
 
-_READ_DATA = cast(Any, Tensor.data).__get__
+_CUTS: set[Any] = {
+    Tensor.detach, torch.detach, Tensor.detach_, torch.detach_, cast(Any, Tensor.data).__get__, Tensor.item, Tensor.tolist,
+    Tensor.numpy, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__,
+}  # fmt: skip
 
 
 class _StopGradients(TorchFunctionMode):
-    """Records what a loss cuts from the graph (``detach``, ``.data``, ``no_grad``), or puts recorded values back."""
+    """Records what a loss cuts from the graph (``detach``, ``.data``, ``item``, ``no_grad``), or puts it back."""
 
-    def __init__(self, recorded: list[Tensor] | None = None) -> None:
+    def __init__(self, recorded: list[Any] | None = None) -> None:
         super().__init__()
-        self.values: list[Tensor] = []
+        self.values: list[Any] = []
         self._recorded = recorded
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        cut = func in (Tensor.detach, torch.detach) or func == _READ_DATA or not torch.is_grad_enabled()
-        if not cut or not isinstance(out, Tensor):
+        if func not in _CUTS and (torch.is_grad_enabled() or not isinstance(out, Tensor)):
             return out
         self.values.append(out)
         if self._recorded is None:
             return out
         if len(self.values) > len(self._recorded):
             raise HypergradientError(
-                "CentralDifference: the loss detaches a different number of tensors at different parameters, so "
+                "CentralDifference: the loss detaches a different number of values at different parameters, so "
                 "they cannot be held fixed. Use reverse_over_forward or reverse_over_reverse."
             )
-        return self._recorded[len(self.values) - 1]
+        value = self._recorded[len(self.values) - 1]
+        if func in (Tensor.detach_, torch.detach_):
+            with torch.no_grad():
+                return out.copy_(value)
+        return value
 
 
 @dataclass(frozen=True)

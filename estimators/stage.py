@@ -114,42 +114,41 @@ class Stage:
         Raises (when called):
             HypergradientError: the loss reads a leaf that is not there, or is no scalar.
         """
-        with self._seeded(step):
+        with self._seeded(2 * step):
             batch = self.stream(step)
 
         def bound(params: Tree, hparams: Tree) -> Tensor:
-            with self._seeded(step):
-                try:
-                    value = self.loss(params, hparams, batch)
-                except KeyError as error:
-                    raise HypergradientError(
-                        f"the loss of step {step} reads {error.args[0]!r}, but params hold {sorted(params)} and "
-                        f"hparams {sorted(hparams)}: rename the start or the loss so that they agree (or, if it is a key of the batch, "
-                        "mend the stream)"
-                    ) from error
-                except Exception as error:
-                    error.add_note(f"(in Stage.loss, step {step})")
-                    raise
-            return scalar(value, f"Stage.loss of step {step}")
+            with self._seeded(2 * step + 1):  # not the numbers that the stream drew
+                return scalar(lambda: self.loss(params, hparams, batch), f"Stage.loss of step {step}", params, hparams)
 
         return bound
 
     @contextmanager
-    def _seeded(self, step: int) -> Iterator[None]:
+    def _seeded(self, number: int) -> Iterator[None]:
         if self.seed is None:
             yield
         else:
             with torch.random.fork_rng():
-                torch.manual_seed(self.seed * 1_000_003 + step)
+                torch.manual_seed(self.seed * 1_000_003 + number)
                 yield
 
 
-def scalar(value: Any, what: str) -> Tensor:
-    """``value`` if it is a 0-d tensor.
+def scalar(loss: Callable[[], Any], what: str, params: Tree, hparams: Tree) -> Tensor:
+    """``loss()`` if it is a 0-d tensor.
 
     Raises:
-        HypergradientError: it is not.
+        HypergradientError: it is not, or a key is missing. Other errors get a note that says where they arose.
     """
+    try:
+        value = loss()
+    except KeyError as error:
+        raise HypergradientError(
+            f"{what} reads {error.args[0]!r}, but params hold {sorted(params)} and hparams {sorted(hparams)}: rename the "
+            "start or the loss so that they agree (or, if it is a key of the batch, mend the stream)"
+        ) from error
+    except Exception as error:
+        error.add_note(f"(in {what})")
+        raise
     if not isinstance(value, Tensor) or value.dim() != 0:
         shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise HypergradientError(f"{what} returned {shape}, not a scalar: end it with .mean() or .sum()")
@@ -217,15 +216,13 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     """
     if (tail is not None and tail < 0) or every < 1:
         raise HypergradientError(f"run(tail={tail}, every={every}): tail must be None or >= 0, every >= 1")
-    hparams = tree.detach(hparams)
     _check_start(stage, start, hparams)
+    hparams = tree.detach(hparams)
     state = start if isinstance(start, State) else stage.initial(start, hparams)
     state = state._replace(params=tree.detach(state.params), slots={k: tree.detach(s) for k, s in state.slots.items()})
     rule = stage.bind(hparams)
     last = state.step + stage.steps
     kept = stage.steps if tail is None else min(tail, stage.steps)
-    if kept == 0 and stage.steps > 0 and not hasattr(rule, "rewind"):
-        kept = 1
     states: dict[int, State] = {}
     losses: list[Tensor] = []
     skipped: dict[int, frozenset[str]] = {}
@@ -233,7 +230,8 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     names = set(stage.trained(state.params))
     drawn = _generator_states(state.params) if stage.seed is None else None
     for t in range(state.step, last):
-        if t >= last - kept and (t - last + kept) % every == 0:
+        wanted = t >= last - kept and (t - last + kept) % every == 0
+        if wanted or (t == last - 1 and not hasattr(rule, "rewind")):
             states[t] = state
         grad = None  # the previous gradient must not outlive this step's activations
         state, loss, grad = advance(stage, rule, state, hparams)
@@ -241,8 +239,7 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
         if len(grad) < len(names):
             skipped[t] = frozenset(names - grad.keys())
         if drawn is not None:
-            _check_no_draws(drawn, state.params)
-            drawn = None
+            _check_no_draws(drawn, state.params, t)
     if grad is not None:
         check_reads(grad, names)
     record = Record(state, states, grad, torch.stack(losses) if losses else torch.empty(0), skipped)
@@ -282,20 +279,20 @@ def _generator_states(params: Tree) -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in cuda)]
 
 
-def _check_no_draws(before: list[Tensor], params: Tree) -> None:
+def _check_no_draws(before: list[Tensor], params: Tree, step: int) -> None:
     if not all(torch.equal(a, b) for a, b in zip(before, _generator_states(params), strict=True)):
         raise HypergradientError(
-            "the loss or the stream draws from torch's global generator (dropout, sampling, shuffling), so that no "
-            "second evaluation of a step would agree with the first: give Stage(seed=0)"
+            f"in step {step} the loss or the stream draws from torch's global generator (dropout, sampling, shuffling), "
+            "so that no second evaluation of the step would agree with the first: give Stage(seed=0)"
         )
 
 
 def _check_finite(record: Record) -> None:
     bad = (~torch.isfinite(record.losses)).nonzero()
     if len(bad):
-        step = int(bad[0])
+        i, end = int(bad[0]), record.end.step
         raise NonFiniteError(
-            f"the inner loss became {float(record.losses[step])} at step {step} of {len(record.losses)}: lower the "
+            f"the inner loss became {float(record.losses[i])} at step {end - len(record.losses) + i} of {end}: lower the "
             "learning rate, or look at the batch of that step"
         )
     if not tree.all_finite(record.end.params):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import tree
-from .adaptation import SlotCotangents, pull_rule
+from .adaptation import SlotCotangents, check_derivative, pull_rule
 from .errors import HypergradientError
 from .estimator import Cost, Pullback
-from .products import Product, gradients, reverse_over_forward
+from .products import Product, gradients, reverse_over_reverse
 from .solvers import Outcome
 from .stage import Record, Stage, State, advance
 from .tree import Tree
@@ -33,7 +33,7 @@ class Unroll:
 
     last: int | None = None
     checkpoint: int | None = None
-    product: Product = reverse_over_forward
+    product: Product = reverse_over_reverse
 
     def __post_init__(self) -> None:
         if (self.last is not None and self.last < 0) or (self.checkpoint is not None and self.checkpoint < 1):
@@ -50,6 +50,7 @@ class Unroll:
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
         steps = stage.steps if self.last is None else min(self.last, stage.steps)
         stop, first = record.end.step, record.end.step - steps
+        check_derivative(stage, record, hparams)
         cost = Cost(kept_bytes=record.kept_bytes)
         slots: SlotCotangents = {}
         total: Tree = {} if steps else tree.zeros_like(hparams)

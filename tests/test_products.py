@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from estimators import (
+    NotApplicableError,
     CG,
     PRODUCTS,
     T1T2,
@@ -646,6 +647,9 @@ def test_a_form_is_right_through_every_common_layer_or_refuses_it(layer, name):
     reference = everything(reverse_over_reverse, through(ours), PLACE, AROUND, ALONG)
     try:
         found = everything(FORMS[name], through(theirs), PLACE, AROUND, ALONG)
+    except NotApplicableError:  # the guard of reverse over forward: torch would be silently wrong
+        assert name == "reverse-over-forward"
+        return
     except (NotImplementedError, RuntimeError):
         assert name != "central-difference", "only first-order derivatives are needed"
         assert layer in ("attention", "silu", "glu") or name != "reverse-over-reverse"
