@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from estimators import (
-    NotApplicableError,
     CG,
     PRODUCTS,
     T1T2,
     CentralDifference,
     HypergradientError,
     Implicit,
+    NotApplicableError,
     Unroll,
     gradients,
     reverse_over_forward,
