@@ -51,7 +51,7 @@ def look(name: str, names: Iterable[str] = ()) -> Look:
     return SPARE[others.index(name) % len(SPARE)]
 
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,

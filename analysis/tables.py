@@ -41,7 +41,9 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     if len(seeds) and seeds.max() < 6:
         console.print(f"{seeds.max()} seed(s): fewer than the 6 that a claim 'A beats B' needs.", style="dim")
     if (points["jobs"] > 1).any():
-        console.print("Some timings were taken with several processes at a time: compare them with care.", style="yellow")
+        console.print(
+            "Some timings were taken with several processes at a time: compare them with care.", style="yellow"
+        )
     _reasons(frame, console)
 
 

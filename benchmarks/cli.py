@@ -26,10 +26,12 @@ class Run:
     two-stage problem and on digits reweighting, and Figure 5 of SAMA. Results that are there already are kept.
     """
 
-    estimators: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
-    """Registered names (see `hypergradbench list`); all if none is given."""
-    problems: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
-    """Problem names (see `hypergradbench list`); those of the main job if none is given."""
+    estimators: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: all)")] = ()
+    """Registered names; see `hypergradbench list`."""
+    problems: Annotated[
+        tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: those of the main job)")
+    ] = ()
+    """Problem names; see `hypergradbench list`."""
     seeds: Annotated[tuple[int, ...], arg(metavar="INT ...")] = (0, 1, 2)
     """Seeds of every problem. Claim "A beats B" from 6 on only: with fewer no paired test can reach p = 0.05."""
     conds: Annotated[tuple[float, ...], arg(metavar="FLOAT ...")] = (2.0, 10.0, 100.0, 1000.0)
@@ -48,7 +50,7 @@ class Run:
     """Measure again what failed before."""
     timeout: float = 600.0
     """Seconds after which a cell is given up."""
-    plugins: Annotated[tuple[str, ...], arg(metavar="MODULE ...")] = ()
+    plugins: Annotated[tuple[str, ...], arg(metavar="MODULE ...", help_behavior_hint="(default: none)")] = ()
     """Modules or .py files that register further estimators or problems."""
     figures: Annotated[bool, FlagConversionOff] = True
     """Draw the figures at the end: True or False."""
@@ -58,7 +60,7 @@ class Run:
 class List:
     """Show estimators, problems, rules and solvers, one line and the citation of each."""
 
-    plugins: Annotated[tuple[str, ...], arg(metavar="MODULE ...")] = ()
+    plugins: Annotated[tuple[str, ...], arg(metavar="MODULE ...", help_behavior_hint="(default: none)")] = ()
     """Modules or .py files that register further estimators or problems."""
 
 
@@ -94,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="hypergradbench",
         description="A harness for hypergradient estimators.",
         args=args or ["--help"],

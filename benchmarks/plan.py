@@ -16,8 +16,8 @@ PROBLEMS = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wi
 """Problems of the main job."""
 
 SMALL: dict[str, dict[str, Any]] = {
-    "digits_mwn": {"hidden": 8, "steps": 30, "weight_hidden": 10},
-    "digits_wide": {"hidden": 8, "steps": 30},
+    "digits_mwn": {"hidden": 4, "steps": 20, "weight_hidden": 10},
+    "digits_wide": {"hidden": 4, "steps": 20},
 }
 """Sizes at which the costly references, the whole Hessian and forward mode, take part on a laptop."""
 

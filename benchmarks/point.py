@@ -39,9 +39,7 @@ class Effort:
 
 
 class Instance:
-    """A problem at one seed, run once: every estimator is judged at the same point of the same run.
-
-    """
+    """A problem at one seed, run once: every estimator is judged at the same point of the same run."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

@@ -5,6 +5,7 @@ A result that is there already is not measured again. The parent never touches a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -140,11 +141,9 @@ def _child(todo: list[Cell], orders: Orders, jobs: int, tell: Report) -> tuple[s
         clock = threading.Timer(orders.timeout, expire)
         try:
             clock.start()
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code says why
                 process.stdin.write(json.dumps(message))
                 process.stdin.close()
-            except BrokenPipeError:
-                pass  # it died at once; its exit code says why
             for line in process.stdout:
                 event = json.loads(line)
                 cell = by_id[event.pop("id")]
@@ -162,7 +161,10 @@ def _child(todo: list[Cell], orders: Orders, jobs: int, tell: Report) -> tuple[s
             clock.cancel()
             if process.poll() is None:
                 process.kill()
-                process.wait()
+            process.wait()
+            process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         errors.seek(0)
         tail = [line.strip() for line in errors.read()[-4000:].splitlines() if line.strip()]
     return done, culprit, _why(code, late.is_set(), orders.timeout, tail)
@@ -176,5 +178,3 @@ def _why(code: int, late: bool, timeout: float, tail: list[str]) -> str:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"the process was killed by {name}{hint}"
     return f"the process ended with exit code {code}: {tail[-1] if tail else 'it said nothing'}"
-
-

@@ -67,21 +67,24 @@ def setting(problem: Problem, record: Record, hparams: Tree) -> Setting | None:
     """The bounds' inputs, or None where their assumptions do not hold (each is checked, none is believed)."""
     stage = problem.stages[0]
     rule = None if stage.rule_reads_hparams else stage.bind(hparams)
-    linear = getattr(rule, "linear", False) and not any(float(getattr(rule, k, 0)) for k in ("weight_decay", "dampening"))
+    linear = getattr(rule, "linear", False) and not any(
+        float(getattr(rule, k, 0)) for k in ("weight_decay", "dampening")
+    )
     if len(problem.stages) > 1 or not linear or not isinstance(problem.start, dict) or stage.frozen:
         return None
     if sum(x.numel() for x in problem.start.values()) > 256 or len(hparams) != 1 or len(problem.start) != 1:
         return None
     (key, w0), (name, lam) = next(iter(problem.start.items())), next(iter(hparams.items()))
+    dtype = w0.dtype
     w0, end, lam = w0.double(), record.end.params[key].double(), lam.double()
     if w0.shape != lam.shape or w0.dim() != 1:
         return None
 
     def inner(w: Tensor, h: Tensor, step: int) -> Tensor:
-        return stage.objective(step)({key: w.to(problem.start[key].dtype)}, {name: h.to(hparams[name].dtype)}).double()  # type: ignore[index]
+        return stage.objective(step)({key: w.to(dtype)}, {name: h.to(dtype)}).double()
 
     def outer(w: Tensor) -> Tensor:
-        return problem.outer({key: w.to(problem.start[key].dtype)}, hparams).double()  # type: ignore[index]
+        return problem.outer({key: w.to(dtype)}, hparams).double()
 
     probes = [torch.autograd.functional.hessian(lambda w, t=t: inner(w, lam, t), p) for p, t in ((w0, 0), (end + 1, max(stage.steps - 1, 0)))]  # fmt: skip
     hessian = 0.5 * (probes[0] + probes[0].T)
@@ -89,9 +92,9 @@ def setting(problem: Problem, record: Record, hparams: Tree) -> Setting | None:
     vary = lam.clone().requires_grad_()
     (slope,) = torch.autograd.grad(inner(leave, vary, 0), leave, create_graph=True)
     mixed = torch.stack([torch.autograd.grad(g, vary, retain_graph=True)[0] for g in slope])
-    tight = 1e3 * torch.finfo(problem.start[key].dtype).eps
+    tight = 1e3 * torch.finfo(dtype).eps
     scale = float(mixed.diagonal().mean()) * torch.eye(len(lam), dtype=torch.float64)
-    if not torch.allclose(*probes, rtol=tight, atol=tight * float(hessian.abs().max())):
+    if not torch.allclose(probes[0], probes[1], rtol=tight, atol=tight * float(hessian.abs().max())):
         return None
     if not torch.allclose(mixed, scale, atol=tight * float(scale.abs().max()), rtol=0):
         return None
@@ -104,7 +107,7 @@ def setting(problem: Problem, record: Record, hparams: Tree) -> Setting | None:
     outer_size = float(torch.linalg.matrix_norm(torch.autograd.functional.hessian(outer, best), 2))
     apart = float(torch.linalg.vector_norm(w0 - best)) * residual(rule, stage.steps, eigenvalues)
     early = outer_size * apart / (float(eigenvalues[0]) * float(torch.linalg.vector_norm(exact)))
-    return Setting(eigenvalues, early, rule, stage.steps, torch.finfo(problem.start[key].dtype).eps)
+    return Setting(eigenvalues, early, rule, stage.steps, torch.finfo(dtype).eps)
 
 
 def residual(rule: Any, steps: int, eigenvalues: Tensor) -> float:

@@ -45,8 +45,9 @@ def work(
             entry = registry[cell.estimator]
             if current is None or current[0] != cell.instance:
                 current = None  # the previous instance's memory goes first
-                current = cell.instance, Instance(
-                    PROBLEMS[cell.problem].make(seed=cell.seed, dtype=dtype, **cell.settings)
+                current = (
+                    cell.instance,
+                    Instance(PROBLEMS[cell.problem].make(seed=cell.seed, dtype=dtype, **cell.settings)),
                 )
             instance = current[1]
             refused = entry.claim.refuses(instance.problem)

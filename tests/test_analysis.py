@@ -42,12 +42,19 @@ def result(cell: Cell, error: float = 0.1, ratio: float = 10.0, **more: object) 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, error, ratio in (("unroll", 1e-12, 300.0), ("cg", 1e-9, 50.0), ("neumann", 1e-2, 60.0), ("sama", 0.3, 5.0)):
+    for name, error, ratio in (
+        ("unroll", 1e-12, 300.0),
+        ("cg", 1e-9, 50.0),
+        ("neumann", 1e-2, 60.0),
+        ("sama", 0.3, 5.0),
+    ):
         for cond in (2.0, 10.0, 100.0):
             for seed in range(3):
                 cell = Cell(estimator=name, problem="biased_regression", settings={"cond": cond}, seed=seed)
                 cells.write(cell.file(tmp_path), result(cell, error * cond / 2 * (1 + seed / 10), ratio))
-        cell = Cell(estimator=name, problem="biased_regression", settings={"cond": 30.0}, kind="path", meta={"steps": 3})
+        cell = Cell(
+            estimator=name, problem="biased_regression", settings={"cond": 30.0}, kind="path", meta={"steps": 3}
+        )
         path = {"cosine": [1 - error] * 3, "angle": [1.0] * 3, "value": [1.0] * 3, "distance": [3.0, 2.0, 1.5, 1.0]}
         cells.write(cell.file(tmp_path), cells.row(cell, "ok", path=path, finished="2026-01-01T00:00:00Z"))
     failed = Cell(estimator="dense", problem="biased_regression", settings={"cond": 2.0})
@@ -61,7 +68,9 @@ def test_load_gives_a_row_a_cell(folder: Path) -> None:
     frame = load(folder)
     assert len(frame) == 4 * 3 * 3 + 4 + 2
     assert frame["id"].is_unique
-    row = frame[(frame["estimator"] == "cg") & (frame["cond"] == 10) & (frame["seed"] == 1) & (frame["kind"] == "point")].iloc[0]
+    row = frame[
+        (frame["estimator"] == "cg") & (frame["cond"] == 10) & (frame["seed"] == 1) & (frame["kind"] == "point")
+    ].iloc[0]
     assert row["relative_error"] == pytest.approx(1e-9 * 5 * 1.1)
     assert row["case"] == "biased_regression (cond=10)"
     assert row["outcome"] == "converged"

@@ -146,7 +146,10 @@ def test_a_wrong_command_line_exits_with_2() -> None:
 def test_help_names_every_command_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
         ([], ("run", "list", "table", "figures")),
-        (["run", "--help"], ("--estimators", "--problems", "--seeds", "--conds", "--out", "--jobs", "--force", "--dtype")),
+        (
+            ["run", "--help"],
+            ("--estimators", "--problems", "--seeds", "--conds", "--out", "--jobs", "--force", "--dtype"),
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

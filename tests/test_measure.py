@@ -159,7 +159,10 @@ def test_estimators_are_described_without_addresses() -> None:
 
 
 def test_results_are_strict_json_and_say_what_was_not_finite(tmp_path) -> None:
-    assert strict({"a": [1.0, math.nan], "b": {"c": math.inf}}) == ({"a": [1.0, None], "b": {"c": None}}, ["a[1]", "b.c"])
+    assert strict({"a": [1.0, math.nan], "b": {"c": math.inf}}) == (
+        {"a": [1.0, None], "b": {"c": None}},
+        ["a[1]", "b.c"],
+    )
     cell = Cell(estimator="cg", problem="p")
     write(cell.file(tmp_path), row(cell, "ok", value=math.nan))
     content = json.loads(cell.file(tmp_path).read_text())
@@ -202,7 +205,17 @@ def test_no_estimator_exceeds_its_bound(cond: float, rule: str, seed: int) -> No
                 assert errors["relative_error"] <= limit["relative_error"], name
             if limit["angle"] is not None:
                 assert errors["angle"] <= limit["angle"], name
-        assert {"unroll", "forward", "unroll-truncated", "dense", "cg", "neumann", "fixed-point", "t1t2", "sama"} <= bounded
+        assert {
+            "unroll",
+            "forward",
+            "unroll-truncated",
+            "dense",
+            "cg",
+            "neumann",
+            "fixed-point",
+            "t1t2",
+            "sama",
+        } <= bounded
 
 
 def test_there_is_no_bound_where_the_assumptions_fail() -> None:

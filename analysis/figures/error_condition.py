@@ -30,7 +30,12 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     scaled = [n for n in names if (rows.loc[rows["estimator"] == n, "scale"] != "true").all()]
     panels = [
         ("differentiating the run", [n for n in names if n in RUN], "relative_error", "bound_error"),
-        ("implicit differentiation", [n for n in names if n not in RUN and n not in scaled], "relative_error", "bound_error"),
+        (
+            "implicit differentiation",
+            [n for n in names if n not in RUN and n not in scaled],
+            "relative_error",
+            "bound_error",
+        ),
         ("identity for the inverse", scaled, "angle", "bound_angle"),
     ]
     panels = [p for p in panels if p[1]]
@@ -77,7 +82,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, members: Sequence[str], value: str, b
             continue  # the same bound as another's
         if len(limit):
             drawn.append(limit)
-            axes.plot(limit.index * shift, limit, color=style.color, linestyle=(0, (2, 2)), linewidth=0.8, alpha=0.7, zorder=1)
+            axes.plot(
+                limit.index * shift, limit, color=style.color, linestyle=(0, (2, 2)), linewidth=0.8, alpha=0.7, zorder=1
+            )
 
 
 def _drawn(values: pd.Series, value: str) -> pd.Series:

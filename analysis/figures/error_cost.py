@@ -22,7 +22,9 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     The error is that of the direction, the sine of the angle to the truth: what the best rescaling leaves of the
     relative error. It is fair to estimators that carry a learning rate.
     """
-    rows = frame[(frame["kind"] == "point") & (frame["status"] == "ok")].dropna(subset=["direction_error", "time_ratio"])
+    rows = frame[(frame["kind"] == "point") & (frame["status"] == "ok")].dropna(
+        subset=["direction_error", "time_ratio"]
+    )
     cases = _cases(rows)
     if not cases:
         return None

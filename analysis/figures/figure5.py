@@ -46,7 +46,9 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     better(left, "up")
     better(right, "down")
-    figure.suptitle(f"{rows['case'].iloc[0]}, seed {rows['seed'].iloc[0]}: every estimator on its own path (Adam)", fontsize=8)
+    figure.suptitle(
+        f"{rows['case'].iloc[0]}, seed {rows['seed'].iloc[0]}: every estimator on its own path (Adam)", fontsize=8
+    )
     legend_below(figure, [handle(g[0], names, _wrapped(g)) for g in groups], 2)
     return figure
 
