@@ -10,7 +10,7 @@ from torch import Tensor
 from . import tree
 from .errors import NotApplicableError
 from .products import leaves
-from .rules import Rule, Slots
+from .rules import Rule, Slots, is_linear
 from .stage import Record, Stage, State
 from .tree import Tree
 
@@ -129,7 +129,7 @@ def check_derivative(stage: Stage, record: Record, hparams: Tree) -> None:
         NotApplicableError: as `adapt`.
     """
     rule = stage.bind(hparams)
-    if record.grad is not None and not getattr(rule, "linear", False):
+    if record.grad is not None and not is_linear(rule):
         adapt(stage, record, hparams, tree.map_tree(torch.ones_like, record.end.params))
 
 

@@ -9,6 +9,7 @@ from .adaptation import SlotCotangents, check_derivative, pull_rule
 from .errors import HypergradientError
 from .estimator import Cost, Pullback
 from .products import Product, gradients, reverse_over_reverse
+from .rules import is_linear
 from .solvers import Outcome
 from .stage import Record, Stage, State, advance
 from .tree import Tree
@@ -82,7 +83,7 @@ class Unroll:
         skipped = record.skipped.get(state.step, frozenset())
         names = [k for k in stage.trained(state.params) if k not in skipped]
         spent = Cost(products=1)
-        if getattr(stage.rule, "linear", False):
+        if is_linear(stage.rule):
             grads = tree.select(state.params, names)  # only their shapes matter
         else:
             _, grads, _ = gradients(objective, state.params, hparams, wrt_params=names)

@@ -148,7 +148,9 @@ def main(names: list[str]) -> int:
             target.write_text(text.replace(m.before, m.after))
             caught, by = _run(copy)
         survivors += not caught
-        print(f"{'caught  ' if caught else 'SURVIVED'} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True)
+        print(
+            f"{'caught  ' if caught else 'SURVIVED'} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True
+        )
         rows.append(f"| `{m.name}` | `{m.file}` | {m.what} | {'caught' if caught else '**survived**'} | `{by}` |")
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     if not names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -42,12 +43,16 @@ def spd(z: Tensor) -> Tensor:
     return z.T @ z + torch.eye(4, dtype=D)
 
 
+def unary(name: str, module: Any, before: Callable[[Tensor], Tensor]) -> Operation:
+    return lambda z, p: cast(Tensor, getattr(module, name)(before(z)))
+
+
 TRUSTED: dict[str, Operation] = {
-    **{name: lambda z, p, f=getattr(torch, name): f(0.3 * z) for name in
+    **{name: unary(name, torch, lambda z: 0.3 * z) for name in
        ("exp", "expm1", "tanh", "sigmoid", "relu", "sin", "cos", "abs", "square", "neg", "erf", "sinh", "cosh", "atan")},
-    **{name: lambda z, p, f=getattr(torch, name): f(z**2 + 1) for name in
+    **{name: unary(name, torch, lambda z: z**2 + 1) for name in
        ("log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal")},
-    **{name: lambda z, p, f=getattr(F, name): f(z) for name in
+    **{name: unary(name, F, lambda z: z) for name in
        ("leaky_relu", "softplus", "elu", "selu", "gelu", "hardtanh", "hardswish", "logsigmoid", "normalize")},
     "gelu tanh": lambda z, p: F.gelu(z, approximate="tanh"),
     "prelu": lambda z, p: F.prelu(z, p["g"]),

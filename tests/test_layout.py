@@ -22,6 +22,7 @@ SHIPPED = ("estimators", "benchmarks", "analysis")
 LAYERS = {
     "errors": 0,
     "tree": 1,
+    "forward_mode": 1,
     "rules": 2,
     "products": 2,
     "solvers": 2,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from estimators import RULES, SGD, Adam, AdamW, HypergradientError, Momentum, Stage, run
+from estimators.rules import is_linear
 
 F64 = torch.float64
 SHAPES = [(), (3,), (2, 4), (2, 1, 3)]
@@ -464,3 +465,15 @@ def test_fields_out_of_range_are_refused_by_name(build, message):
 def test_rules_are_frozen(name):
     with pytest.raises(AttributeError):
         RULES[name](lr=0.1).lr = 0.2
+
+
+def test_a_subclass_does_not_inherit_the_promise_of_linearity():
+    """`Unroll` skips the gradient for linear rules: a nonlinear child of SGD would be differentiated wrongly."""
+
+    class Cubed(SGD):
+        def update(self, grad, slots, t, param):
+            return -self.lr * grad**3, {}
+
+    assert is_linear(SGD(lr=0.1))
+    assert not is_linear(Cubed(lr=0.1))
+    assert not is_linear(lambda hparams: SGD(lr=0.1))

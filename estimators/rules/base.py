@@ -27,7 +27,8 @@ class Rule(Protocol):
       gradient) needs no copy from before the step. Without it `run` keeps that copy.
     - ``gradient_step``: the learning rate of plain gradient descent with the same limit of stability on a quadratic;
       None or absent for adaptive rules. The series solvers use it when their ``lr`` is None.
-    - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient.
+    - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient. It is read
+      from the class itself: a subclass with another update does not inherit the promise.
     - ``differentiable``: False for rules whose derivative is zero almost everywhere (sign methods).
     - ``weight_decay`` and ``decoupled_weight_decay``: decay that the rule, not the loss, applies.
     """
@@ -68,6 +69,11 @@ def check_fields(rule: Any, *, at_least: dict[str, float], below: dict[str, floa
         value = getattr(rule, name)
         if not isinstance(value, Tensor) and not value < high:
             raise HypergradientError(f"{type(rule).__name__}({name}={value}): must be below {high}")
+
+
+def is_linear(rule: object) -> bool:
+    """Whether the rule's own class says that its change is linear in (gradient, slots)."""
+    return bool(vars(type(rule)).get("linear", False))
 
 
 def undo(average: Tensor, added: Tensor, decay: Scalar) -> Tensor:
