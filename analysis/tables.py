@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .style import order
 
-WIDTH = 170
+WIDTH = 210
 COLUMNS = (
     "estimator", "estimates", "cosine", "relative error", "ms", "time / gradient", "peak / gradient",
     "kept / gradient", "products", "outcome",
@@ -63,7 +63,7 @@ def block(case: str, dtype: str, rows: pd.DataFrame) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
     for name in COLUMNS:
         text = name in ("estimator", "estimates", "outcome")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name == "estimator")
+        table.add_column(name, justify="left" if text else "right", no_wrap=name == "estimator", overflow="fold")
     refused = []
     for name in order(rows["estimator"]):
         mine = rows[rows["estimator"] == name]

@@ -16,12 +16,12 @@ PROBLEMS = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wi
 """Problems of the main job."""
 
 SMALL: dict[str, dict[str, Any]] = {
-    "digits_mwn": {"hidden": 4, "steps": 20, "weight_hidden": 10},
-    "digits_wide": {"hidden": 4, "steps": 20},
+    "digits_mwn": {"hidden": 8, "steps": 30, "weight_hidden": 10},
+    "digits_wide": {"hidden": 8, "steps": 30},
 }
 """Sizes at which the costly references, the whole Hessian and forward mode, take part on a laptop."""
 
-PATH = {"cond": 30.0, "tolerance": 1e-3}
+PATH = {"cond": 10.0, "tolerance": 1e-3}
 """Biased regression of Figure 5: the identity's direction is visibly off, and a run short enough to be made 100 times
 an estimator. The tolerance bounds what stopping the run early costs: invisible in a cosine."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def result(cell: Cell, error: float = 0.1, ratio: float = 10.0, **more: object) -> dict:
     angle = float(np.degrees(np.arcsin(min(error, 1))))
-    content = {
+    content: dict[str, Any] = {
         "claim": {"of": "something", "citation": "someone", "target": "run", "exact": True, "scale": "true"},
         "truth": "closed form",
         "accuracy": {"cosine": 1 - error**2 / 2, "relative_error": error, "direction_error": error, "angle": angle, "norm_ratio": 1.0},
@@ -126,7 +127,7 @@ def test_every_point_is_drawn_and_stays_under_its_bound(folder: Path) -> None:
     frame = load(folder)
     figure = figures.FIGURES["error_condition"](frame)
     assert figure is not None
-    points = [len(c.get_offsets()) for axes in figure.axes for c in axes.collections]
+    points = [np.shape(c.get_offsets())[0] for axes in figure.axes for c in axes.collections]
     assert sum(points) == 4 * 3 * 3
     measured = frame.dropna(subset=["bound_error"])
     assert (measured["relative_error"] <= measured["bound_error"]).all()

@@ -78,7 +78,14 @@ def test_peak_sees_through_forward_mode_and_functorch(x: torch.Tensor) -> None:
     # tangent, sin(x), cos(x), cos(x) * tangent
     assert peak_bytes(dual) == 4 * BYTES
     columns = torch.eye(N, dtype=torch.float64)[:3]
-    peak = peak_bytes(lambda: vmap(lambda e: jvp(grad(lambda z: (z**3).sum()), (x,), (e,))[1])(columns))
+
+    def third_power(z: torch.Tensor) -> torch.Tensor:
+        return (z**3).sum()
+
+    def column(e: torch.Tensor) -> torch.Tensor:
+        return jvp(grad(third_power), (x,), (e,))[1]
+
+    peak = peak_bytes(lambda: vmap(column)(columns))
     assert peak >= 3 * BYTES
 
 

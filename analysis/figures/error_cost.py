@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..style import WIDTH, look, order
-from .common import area, better, floored, handle, legend_below
+from .common import area, handle, legend_below
 
 MOST_PANELS = 3
+FLOOR = 1e-6
+"""Smaller errors are drawn here: nobody pays for them, and the axis is for those that differ."""
 FEWEST = 4
 """A panel with fewer estimators says nothing about a trade."""
 
@@ -34,10 +36,11 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     for axes, case in zip(grid, cases, strict=True):
         _panel(axes, rows[rows["case"] == case], names)
         axes.set(xscale="log", yscale="log", xlabel="time / one training gradient")
-        axes.set_title(case.replace("biased_regression (cond=", "biased regression (κ="), loc="left")
+        axes.set_title(_title(case), loc="left")
         axes.grid()
-        better(axes, "down left")
-    grid[0].set_ylabel("direction error: sine of the angle to the truth")
+        axes.set_ylim(FLOOR / 2, 2)
+        axes.annotate("↙ better", (0.03, 0.03), xycoords="axes fraction", fontsize=6.5, color="#555555")
+    grid[0].set_ylabel("direction error: sine of the angle to the truth\n(at the floor: 1e-6 or less)")
     handles = [handle(n, names, line=False) for n in names]
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))
     legend_below(figure, handles, 5)
@@ -57,14 +60,14 @@ def _cases(rows: pd.DataFrame) -> list[str]:
 
 def _panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
     medians = rows.groupby("estimator")[["time_ratio", "direction_error"]].median()
-    medians["direction_error"] = floored(medians["direction_error"])
+    medians["direction_error"] = _floored(medians["direction_error"])
     front = pareto(medians)
     axes.step(front["time_ratio"], front["direction_error"], where="post", color="#999999", linewidth=0.9, zorder=1)
     for name in order(rows["estimator"]):
         style = look(name, names)
         mine = rows[rows["estimator"] == name]
         axes.scatter(
-            mine["time_ratio"], floored(mine["direction_error"]), s=area(style.marker, 6), color=style.color, marker=style.marker, alpha=0.45,
+            mine["time_ratio"], _floored(mine["direction_error"]), s=area(style.marker, 6), color=style.color, marker=style.marker, alpha=0.45,
             linewidths=0.3, zorder=2,
         )  # fmt: skip
         at = medians.loc[name]
@@ -82,3 +85,13 @@ def pareto(points: pd.DataFrame) -> pd.DataFrame:
             best = row["direction_error"]
             kept.append(name)
     return points.loc[kept]
+
+
+def _floored(values: pd.Series) -> pd.Series:
+    return values.clip(lower=FLOOR)
+
+
+def _title(case: str) -> str:
+    """Short: a swept problem keeps the setting that is swept."""
+    name, _, settings = case.partition(" (")
+    return f"{name} (κ={settings[5:-1]})" if settings.startswith("cond=") and "," not in settings else name

@@ -38,7 +38,6 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     right.set(xlabel="meta step $t$", ylabel=r"distance $\|\lambda_t-\lambda^*\|_2$")
     low = min(float(np.nanmin(c)) for c in cosines.values())
     left.set_ylim(min(0.0, low - 0.05) if low < 0.5 else low - 0.05, 1.02)
-    right.set_ylim(bottom=0)
     left.set_title("direction", loc="left")
     right.set_title("convergence", loc="left")
     for axes in (left, right):
