@@ -21,8 +21,8 @@ FEWEST = 4
 def draw(frame: pd.DataFrame) -> Figure | None:
     """A panel a problem (for a swept one, one instance); a small point a seed, a large one at the medians.
 
-    The error is that of the direction, the sine of the angle to the truth: what the best rescaling leaves of the
-    relative error. It is fair to estimators that carry a learning rate.
+    The error is that of the direction: the distance between the unit vectors, 2 sin(angle / 2). It is fair to
+    estimators that carry a learning rate, and tells the right way (0) from across (1.41) and the wrong way (2).
     """
     rows = frame[(frame["kind"] == "point") & (frame["status"] == "ok")].dropna(
         subset=["direction_error", "time_ratio"]
@@ -38,9 +38,11 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.set(xscale="log", yscale="log", xlabel="time / one training gradient")
         axes.set_title(_title(case), loc="left")
         axes.grid()
-        axes.set_ylim(FLOOR / 2, 2)
+        axes.set_ylim(FLOOR / 2, 4)
         axes.annotate("↙ better", (0.03, 0.03), xycoords="axes fraction", fontsize=6.5, color="#555555")
-    grid[0].set_ylabel("direction error: sine of the angle to the truth\n(at the floor: 1e-6 or less)")
+    grid[0].set_ylabel(
+        r"direction error: $\|\hat g-\hat g_{\rm true}\|$ of unit vectors" "\n(at the floor: 1e-6 or less)"
+    )
     handles = [handle(n, names, line=False) for n in names]
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))
     legend_below(figure, handles, 5)
