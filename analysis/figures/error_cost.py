@@ -24,9 +24,9 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     The error is that of the direction: the distance between the unit vectors, 2 sin(angle / 2). It is fair to
     estimators that carry a learning rate, and tells the right way (0) from across (1.41) and the wrong way (2).
     """
-    rows = frame[(frame["kind"] == "point") & (frame["status"] == "ok")].dropna(
-        subset=["direction_error", "time_ratio"]
-    )
+    rows = frame[(frame["kind"] == "point") & (frame["status"] == "ok")]
+    rows = rows.dropna(subset=["angle", "time_ratio"])
+    rows = rows.assign(direction_error=2 * np.sin(np.radians(rows["angle"]) / 2))
     cases = _cases(rows)
     if not cases:
         return None
