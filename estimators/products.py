@@ -122,11 +122,11 @@ def reverse_over_forward(
             be right (see `forward_mode`). What lies before the hyperparameters does not matter if only they are wanted.
         NotImplementedError: a kernel without forward mode (fused attention, LSTM).
     """
-    with torch.enable_grad(), fwd.dual_level():
-        theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
-        dual = {k: _dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}
-        value = loss(dual, lam)
-        slope = _tangent(value)
+    theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
+    with torch.enable_grad():
+        with fwd.dual_level():
+            value = loss({k: _dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}, lam)
+            slope = _tangent(value)
         if slope is None:  # the loss reads no leaf of the tangent
             return {}, {}
         unverified = node_names(value) - VERIFIED
@@ -135,7 +135,7 @@ def reverse_over_forward(
                 f"reverse_over_forward is not known to be right through {sorted(unverified)} (torch is silently wrong "
                 "there for some operations, layer_norm among them): use reverse_over_reverse"
             )
-        d_params, d_hparams = _grad(slope, [theta, lam])
+        d_params, d_hparams = _grad(slope, [theta, lam])  # outside the dual level, which would cost twice the time
     return d_params, d_hparams
 
 

@@ -54,7 +54,7 @@ MUTATIONS = [
     Mutation("cg-absolute-tolerance", "solvers/cg.py", "unit = tree.power_of_two(b)", "unit = torch.ones_like(tree.power_of_two(b))", "tolerance no longer relative (hypertorch)"),
     Mutation("cg-damping-twice", "solvers/cg.py", "hp = tree.axpy(self.damping, p, hp)", "hp = tree.axpy(2 * self.damping, p, hp)",
              "damping added twice (NeuralBo)"),
-    Mutation("cg-negative-curvature", "solvers/cg.py", "indefinite = indefinite | (active & ~(php > 0))", "pass",
+    Mutation("cg-negative-curvature", "solvers/cg.py", "indefinite = indefinite | (active & (php <= 0))", "pass",
              "negative curvature not reported"),
     Mutation("neumann-one-term-less", "solvers/neumann.py", "self.lr, self.steps, 0.0", "self.lr, self.steps - 1, 0.0",
              "K for K + 1 terms"),
@@ -138,14 +138,15 @@ def main(names: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not names or m.name in names]
     rows, survivors = [], 0
     for m in chosen:
+        count = (ROOT / "estimators" / m.file).read_text().count(m.before)
+        if count != 1:
+            raise SystemExit(f"{m.name}: {m.before!r} stands {count} times in {m.file}; update it")
+    for m in chosen:
         begin = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             copy = _copy(Path(folder))
             target = copy / "estimators" / m.file
-            text = target.read_text()
-            if text.count(m.before) != 1:
-                raise SystemExit(f"{m.name}: {m.before!r} stands {text.count(m.before)} times in {m.file}; update it")
-            target.write_text(text.replace(m.before, m.after))
+            target.write_text(target.read_text().replace(m.before, m.after))
             caught, by = _run(copy)
         survivors += not caught
         print(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from estimators import (
     CG,
+    SAMA,
     SGD,
     Adam,
     AdamW,
@@ -24,6 +25,7 @@ from estimators import (
     Unroll,
     estimate,
     registry,
+    reverse_over_reverse,
 )
 from estimators.tree import flatten
 
@@ -206,6 +208,9 @@ def test_batches_average_the_operator() -> None:
     h, m = (sum((getattr(s, x) for s in systems), 0 * getattr(d, x)) / 3 for x in ("h", "m"))
     want = -m.T @ torch.linalg.solve(h, d.c)
     assert float((flatten(got) - want).norm() / want.norm()) < 1e-10
+    # without an inverse a sum would not cancel against a sum
+    got = estimate(problem, SAMA(adapt=False, product=reverse_over_reverse, batches=3)).indirect
+    assert float((flatten(got) + m.T @ d.c).norm() / (m.T @ d.c).norm()) < 1e-10
 
 
 def _end(problem: Problem) -> Tree:
