@@ -9,7 +9,7 @@ from torch import Tensor
 
 from estimators import Momentum, Problem, Tree
 
-from .oracle import Dense, dense, long_graph
+from .oracle import Dense, cotangent_on_start, dense, long_graph, train
 
 Definition = Callable[[Problem, Tree], Tree]
 
@@ -67,8 +67,6 @@ def _sama(problem: Problem, hparams: Tree) -> Tree:
 
 def _sama_difference(problem: Problem, hparams: Tree, alpha: float = 1.0) -> Tree:
     """(dL/dlam(theta - e v) - dL/dlam(theta + e v)) / 2e with e = alpha / ||v||, straight from Algorithm 1."""
-    from .oracle import train
-
     d = dense(problem, hparams)
     (stage,) = problem.stages
     end, _ = train(stage, {k: x.detach() for k, x in problem.start.items()}, hparams)  # type: ignore[union-attr]
@@ -86,6 +84,26 @@ def _sama_difference(problem: Problem, hparams: Tree, alpha: float = 1.0) -> Tre
     return d.answer(-(slope(flat + eps * v) - slope(flat - eps * v)) / (2 * eps))
 
 
+def _composed(problem: Problem, hparams: Tree) -> Tree:
+    """-M'H^-1 c1 at the end of the first stage, c1 being the outer gradient pulled back through the whole second one."""
+    first, second = problem.stages
+    end, _ = train(first, {k: x.detach() for k, x in problem.start.items()}, hparams)  # type: ignore[union-attr]
+    end = {k: x.detach() for k, x in end.items()}
+    later = Problem("second", [second], problem.outer, end, hparams)
+    c, through = cotangent_on_start(later, hparams)
+    alone = Problem("first", [first], lambda p, h: _inner_product(p, c), problem.start, hparams)
+    d = dense(alone, hparams)
+    read = d.h.abs().sum(0) > 0  # a leaf that pre-training does not read is no unknown of its system
+    x = torch.zeros_like(d.c)
+    x[read] = torch.linalg.solve(d.h[read][:, read], d.c[read])
+    answer = d.answer(-d.m.T @ x)
+    return {k: answer[k] + through[k] for k in hparams}
+
+
+def _inner_product(a: Tree, b: Tree) -> Tensor:
+    return torch.stack([(x * b[k]).sum() for k, x in a.items()]).sum()
+
+
 DEFINITIONS: dict[str, Definition] = {
     "unroll": long_graph,
     "unroll-checkpointed": long_graph,
@@ -100,5 +118,6 @@ DEFINITIONS: dict[str, Definition] = {
     "sama-na": lambda p, h: (d := dense(p, h)).answer(-d.m.T @ d.c),
     "sama": _sama_difference,
     "sama-exact": _sama,
+    "composed": _composed,
 }
-"""Single-stage estimators; the composed one is held to its own dense formula in test_composed.py."""
+"""Every registered estimator: registering one means defining it here."""

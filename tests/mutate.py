@@ -141,18 +141,22 @@ def main(names: list[str]) -> int:
         count = (ROOT / "estimators" / m.file).read_text().count(m.before)
         if count != 1:
             raise SystemExit(f"{m.name}: {m.before!r} stands {count} times in {m.file}; update it")
-    for m in chosen:
-        begin = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            copy = _copy(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = _copy(Path(folder))  # once: what is edited meanwhile has no influence
+        failed, by = _run(copy)
+        if failed:
+            raise SystemExit(f"the suite fails without any mutation: {by}")
+        for m in chosen:
+            begin = time.monotonic()
             target = copy / "estimators" / m.file
-            target.write_text(target.read_text().replace(m.before, m.after))
+            original = target.read_text()
+            target.write_text(original.replace(m.before, m.after))
             caught, by = _run(copy)
-        survivors += not caught
-        print(
-            f"{'caught  ' if caught else 'SURVIVED'} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True
-        )
-        rows.append(f"| `{m.name}` | `{m.file}` | {m.what} | {'caught' if caught else '**survived**'} | `{by}` |")
+            target.write_text(original)
+            survivors += not caught
+            verdict = "caught  " if caught else "SURVIVED"
+            print(f"{verdict} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True)
+            rows.append(f"| `{m.name}` | `{m.file}` | {m.what} | {verdict.strip().lower()} | `{by}` |")
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     if not names:
         _report(rows, survivors)

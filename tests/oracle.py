@@ -70,6 +70,17 @@ def long_graph(problem: Problem, hparams: Tree, cut: int = 0) -> Tree:
     return {k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(lam.items(), found, strict=True)}
 
 
+def cotangent_on_start(problem: Problem, hparams: Tree) -> tuple[Tree, Tree]:
+    """Gradients of a one-stage problem for (start, hparams), by backpropagation through the whole run."""
+    lam = {k: x.detach().clone().requires_grad_() for k, x in hparams.items()}
+    start = {k: x.detach().clone().requires_grad_() for k, x in problem.start.items()}  # type: ignore[union-attr]
+    end, _ = train(problem.stages[0], start, lam)
+    inputs = [*start.values(), *lam.values()]
+    found = torch.autograd.grad(problem.outer(end, lam), inputs, allow_unused=True)
+    parts = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+    return dict(zip(start, parts, strict=False)), dict(zip(lam, parts[len(start) :], strict=True))
+
+
 @dataclass
 class Dense:
     """The last stage at its end, flattened: everything an estimator's definition is written in."""
@@ -124,7 +135,9 @@ def _adaptation(stage: Stage, path: list[Tree], hparams: Tree) -> Tensor:
     gradients = []
     for t, point in enumerate(path[:-1]):
         leaves = {k: x.clone().requires_grad_() for k, x in point.items()}
-        gradients.append(torch.autograd.grad(stage.loss(leaves, hparams, stage.stream(t)), list(leaves.values())))
+        value = stage.loss(leaves, hparams, stage.stream(t))
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        gradients.append([torch.zeros_like(x) if g is None else g for x, g in zip(point.values(), found, strict=True)])
     for i, k in enumerate(path[0]):
         memory: dict[str, Tensor] = {}
         for t in range(stage.steps - 1):
