@@ -22,6 +22,7 @@ from estimators import (
     hypergradient,
     run,
 )
+from estimators.stage import recorded_steps
 
 from . import theory
 from .accuracy import compare
@@ -87,15 +88,11 @@ class Instance:
         return gradients(stage.objective(0), params, self.hparams, wrt_params=stage.trained(params))
 
 
-def thin(record: Record, stage: Stage, estimator: Estimator) -> Record:
+def thin(record: Record, stage: Stage, estimator: Estimator, hparams: Tree) -> Record:
     """The same run as `run` would have recorded it for this estimator alone, so that kept bytes are its own."""
-    first, last = record.end.step - stage.steps, record.end.step
-    kept = stage.steps if estimator.tail is None else min(estimator.tail, stage.steps)
     every = getattr(estimator, "every", 1)
-    states = {t: s for t, s in record.states.items() if t >= last - kept and (t - last + kept) % every == 0}
-    if not kept and stage.steps and not hasattr(stage.rule, "rewind"):
-        states = {last - 1: record.states[last - 1]} if last - 1 >= first else {}
-    return replace(record, states=states)
+    steps = recorded_steps(stage, stage.bind(hparams), record.end.step, estimator.tail, every)
+    return replace(record, states={t: s for t, s in record.states.items() if t in steps})
 
 
 def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, effort: Effort) -> dict[str, Any]:
@@ -105,7 +102,7 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
         Exception: whatever the estimator raises.
     """
     problem, hparams = instance.problem, instance.hparams
-    records = [thin(r, s, e) for r, s, e in zip(instance.records, problem.stages, estimators, strict=True)]
+    records = [thin(r, s, e, hparams) for r, s, e in zip(instance.records, problem.stages, estimators, strict=True)]
 
     def pull() -> Hypergradient:
         return hypergradient(problem.outer, problem.stages, estimators, records, hparams, throw=False)

@@ -222,7 +222,7 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     state = state._replace(params=tree.detach(state.params), slots={k: tree.detach(s) for k, s in state.slots.items()})
     rule = stage.bind(hparams)
     last = state.step + stage.steps
-    kept = stage.steps if tail is None else min(tail, stage.steps)
+    recorded = recorded_steps(stage, rule, last, tail, every)
     states: dict[int, State] = {}
     losses: list[Tensor] = []
     skipped: dict[int, frozenset[str]] = {}
@@ -230,8 +230,7 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     names = set(stage.trained(state.params))
     drawn = _generator_states(state.params) if stage.seed is None else None
     for t in range(state.step, last):
-        wanted = t >= last - kept and (t - last + kept) % every == 0
-        if wanted or (t == last - 1 and not hasattr(rule, "rewind")):
+        if t in recorded:
             states[t] = state
         grad = None  # the previous gradient must not outlive this step's activations
         state, loss, grad = advance(stage, rule, state, hparams)
@@ -245,6 +244,13 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     record = Record(state, states, grad, torch.stack(losses) if losses else torch.empty(0), skipped)
     _check_finite(record)
     return record
+
+
+def recorded_steps(stage: Stage, rule: Rule, last: int, tail: int | None, every: int) -> set[int]:
+    """The steps before which `run` keeps the state, for a run that ends after ``last`` steps."""
+    kept = stage.steps if tail is None else min(tail, stage.steps)
+    steps = set(range(last - kept, last, every))
+    return steps if hasattr(rule, "rewind") or not stage.steps else steps | {last - 1}
 
 
 def check_reads(grad: Tree, names: Collection[str]) -> None:

@@ -201,7 +201,7 @@ def test_no_estimator_exceeds_its_bound(cond: float, rule: str, seed: int) -> No
             if limit is None:
                 continue
             bounded.add(name)
-            records = [thin(instance.records[0], instance.problem.stages[0], chosen[0])]
+            records = [thin(instance.records[0], instance.problem.stages[0], chosen[0], instance.hparams)]
             from estimators import hypergradient
 
             answer = hypergradient(
@@ -249,6 +249,9 @@ def test_every_registered_estimator_can_be_measured(name: str) -> None:
 def test_kept_bytes_are_those_of_the_estimator_alone() -> None:
     problem = PROBLEMS["biased_regression"].make(cond=3.0, steps=20)
     record = Instance(problem).records[0]
-    kept = [thin(record, problem.stages[0], e) for e in (Unroll(), Unroll(checkpoint=5), Unroll(last=3), SAMA())]
+    kept = [
+        thin(record, problem.stages[0], e, problem.hparams)
+        for e in (Unroll(), Unroll(checkpoint=5), Unroll(last=3), SAMA())
+    ]
     assert [len(r.states) for r in kept] == [20, 4, 3, 0]
     assert kept[0].kept_bytes > kept[1].kept_bytes > 0 == kept[3].kept_bytes
