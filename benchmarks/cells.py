@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -33,6 +34,7 @@ class Cell:
         kind: "point" measures one hypergradient; "path" follows it with a meta optimizer (Figure 5 of SAMA).
         meta: for a path, the meta optimizer's ``steps`` and ``lr``.
         built: the estimator itself as text, so that a change of its fields makes another cell.
+        code: hash of the sources that measure it, so that a change of the code makes another cell, too.
     """
 
     estimator: str
@@ -43,6 +45,7 @@ class Cell:
     kind: Kind = "point"
     meta: dict[str, Any] = field(default_factory=dict)
     built: str = ""
+    code: str = ""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -86,6 +89,20 @@ def built_as(thing: Any) -> str:
     if isinstance(thing, Callable) and hasattr(thing, "__qualname__"):  # type: ignore[arg-type]
         return str(thing.__qualname__)
     return type(thing).__name__
+
+
+def code_version(thing: Any) -> str:
+    """Hash of what a result was made by: the estimators, the problems and the measuring, and ``thing``'s own file."""
+    root = Path(__file__).resolve().parent
+    files = {*root.parent.joinpath("estimators").rglob("*.py"), *root.joinpath("problems").glob("*.py")}
+    files |= {root / f"{name}.py" for name in ("accuracy", "measure", "path", "point", "theory")}
+    for part in thing if isinstance(thing, tuple) else (thing,):
+        own = inspect.getsourcefile(type(part))  # a plugin's
+        files |= {Path(own)} if own else set()
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda f: f.as_posix()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def strict(value: Any, where: str = "") -> tuple[Any, list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from estimators import registry
 
-from .cells import Cell, built_as
+from .cells import Cell, built_as, code_version
 
 CONDS = (2.0, 10.0, 100.0, 1000.0)
 """Condition numbers of biased regression in the main job."""
@@ -58,9 +58,11 @@ def cells(
     meta_steps: int,
 ) -> list[Cell]:
     """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths."""
-    built = {e: built_as(registry[e].estimator) for e in estimators}
+    made = {
+        e: {"built": built_as(registry[e].estimator), "code": code_version(registry[e].estimator)} for e in estimators
+    }
     found = [
-        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, built=built[e])
+        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, **made[e])
         for p in problems
         for settings in settings_of(p, conds)
         for seed in seeds
@@ -70,7 +72,7 @@ def cells(
         found += [
             Cell(
                 estimator=e, problem="biased_regression", settings=dict(PATH), seed=seeds[0], dtype=dtype,
-                kind="path", meta={"steps": meta_steps, "lr": META_LR}, built=built[e],
+                kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made[e],
             )
             for e in estimators
         ]  # fmt: skip

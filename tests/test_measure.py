@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch.func import grad, jvp, vmap
 
 from benchmarks import theory
 from benchmarks.accuracy import compare
-from benchmarks.cells import Cell, built_as, finished, row, strict, write
+from benchmarks.cells import Cell, built_as, code_version, finished, row, strict, write
 from benchmarks.measure import environment, paired_timing, peak_bytes
 from benchmarks.point import Effort, Instance, measure, thin
 from benchmarks.problems import PROBLEMS
@@ -255,3 +258,21 @@ def test_kept_bytes_are_those_of_the_estimator_alone() -> None:
     ]
     assert [len(r.states) for r in kept] == [20, 4, 3, 0]
     assert kept[0].kept_bytes > kept[1].kept_bytes > 0 == kept[3].kept_bytes
+
+
+def test_changed_code_is_another_cell(tmp_path: Path) -> None:
+    """A second run must not show the numbers of an estimator as it was before an edit."""
+    plugin = tmp_path / "mine.py"
+    text = "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    tail = 0\n"
+    versions = []
+    for extra in ("", "    # edited\n"):
+        plugin.write_text(text + extra)
+        spec = importlib.util.spec_from_file_location("mine", plugin)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["mine"] = module
+        spec.loader.exec_module(module)
+        versions += [code_version(module.Mine()), code_version(module.Mine())]
+    assert versions[0] == versions[1] != versions[2] == versions[3]
+    assert code_version(SAMA()) == code_version((SAMA(), Unroll()))
