@@ -58,7 +58,7 @@ def cells(
     meta_steps: int,
 ) -> list[Cell]:
     """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths."""
-    made = {
+    made: dict[str, dict[str, Any]] = {
         e: {"built": built_as(registry[e].estimator), "code": code_version(registry[e].estimator)} for e in estimators
     }
     found = [
