@@ -111,8 +111,7 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
                 t = before.update_number(k)
                 before.slots[k], before.params[k] = rewind(g, end.slots[k], t, end.params[k])
     adapted = pull_rule(stage, before, hparams, record.grad, cotangent, {}).grads
-    moved = any(bool(g.any()) for g in record.grad.values())
-    if moved and not any(bool(x.any()) for x in adapted.values()) and any(bool(x.any()) for x in cotangent.values()):
+    if not tree.any_nonzero(adapted) and tree.any_nonzero(record.grad) and tree.any_nonzero(cotangent):
         raise NotApplicableError(
             f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method?): no "
             "estimator can differentiate through it; use an Implicit estimator or SAMA(adapt=False)"

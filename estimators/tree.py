@@ -116,6 +116,11 @@ def all_finite(a: Mapping[str, Tensor]) -> bool:
     return not a or bool(torch.stack([torch.isfinite(x).all() for x in a.values()]).all())
 
 
+def any_nonzero(a: Mapping[str, Tensor]) -> bool:
+    """Whether any entry differs from 0 (synchronises once)."""
+    return bool(a) and bool(torch.stack([x.any() for x in a.values()]).any())
+
+
 def check(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor] | None = None) -> None:
     """Refuse a tree that no estimator can work with.
 

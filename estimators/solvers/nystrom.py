@@ -43,9 +43,9 @@ class Nystrom:
     def __call__(self, matvec: Matvec, b: Tree) -> Solution:
         flat = tree.flatten(b)
         n = flat.numel()
-        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.rank].to(flat.device)
-        columns = torch.stack([tree.flatten(matvec(_unit(int(i), flat, b))) for i in chosen], dim=1)
-        block = columns[chosen]
+        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.rank]
+        columns = torch.stack([tree.flatten(matvec(_unit(i, flat, b))) for i in chosen.tolist()], dim=1)
+        block = columns[chosen.to(flat.device)]
         block = (block + block.T) / 2
         q, r = torch.linalg.qr(columns)
         t = r @ torch.linalg.pinv(block, hermitian=True) @ r.T
