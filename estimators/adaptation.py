@@ -113,8 +113,8 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     adapted = pull_rule(stage, before, hparams, record.grad, cotangent, {}).grads
     if not tree.any_nonzero(adapted) and tree.any_nonzero(record.grad) and tree.any_nonzero(cotangent):
         raise NotApplicableError(
-            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method?): no "
-            "estimator can differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
+            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method? Adam's "
+            "first step nearly is one): no estimator can differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
         )
     return adapted
 
