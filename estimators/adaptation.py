@@ -10,7 +10,7 @@ from torch import Tensor
 from . import tree
 from .errors import NotApplicableError
 from .products import leaves
-from .rules import Rule, Slots, is_linear
+from .rules import Rule, Slots
 from .stage import Record, Stage, State
 from .tree import Tree
 
@@ -44,7 +44,7 @@ def pull_rule(
         the step, and on hyperparameters that sit in the rule.
 
     Raises:
-        NotApplicableError: the rule has no derivative.
+        NotApplicableError: the rule says that it has no derivative.
     """
     with torch.enable_grad():
         lam = leaves(hparams, hparams if stage.rule_reads_hparams else ())
@@ -67,11 +67,6 @@ def pull_rule(
         pulled = torch.autograd.grad(outputs, inputs, weights, allow_unused=True) if outputs else [None] * len(inputs)
     found = iter(pulled)
     d_grads = {k: d for k in g if (d := next(found)) is not None}
-    if g and not d_grads:
-        raise NotApplicableError(
-            f"{type(rule).__name__}.update gives a change without a derivative with respect to the gradient "
-            "(a sign, or a detached gradient): no estimator can differentiate through it"
-        )
     d_params = {k: d for k in theta if (d := next(found)) is not None}
     d_slots = {k: {s: d for s in slots if (d := next(found)) is not None} for k, slots in before.items()}
     d_hparams = {k: d for k, x in lam.items() if x.requires_grad and (d := next(found)) is not None}
@@ -110,26 +105,29 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
             else:
                 t = before.update_number(k)
                 before.slots[k], before.params[k] = rewind(g, end.slots[k], t, end.params[k])
-    adapted = pull_rule(stage, before, hparams, record.grad, cotangent, {}).grads
-    if not tree.any_nonzero(adapted) and tree.any_nonzero(record.grad) and tree.any_nonzero(cotangent):
-        raise NotApplicableError(
-            f"the derivative of {type(rule).__name__}'s update is zero in every coordinate (a sign method? Adam's "
-            "first step nearly is one): no estimator can differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
-        )
+    adapted = tree.fill(pull_rule(stage, before, hparams, record.grad, cotangent, {}).grads, record.grad)
+    if not tree.any_nonzero(adapted) and tree.any_nonzero(record.grad):
+        ones = tree.map_tree(torch.ones_like, end.params)
+        if not tree.any_nonzero(pull_rule(stage, before, hparams, record.grad, ones, {}).grads):
+            raise NotApplicableError(
+                f"the update of {type(rule).__name__} has no derivative with respect to its gradient, or zero in every "
+                "coordinate (a sign, a detached gradient; Adam's first step nearly is one): no estimator can "
+                "differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
+            )
     return adapted
 
 
 def check_derivative(stage: Stage, record: Record, hparams: Tree) -> None:
-    """Refuse a run whose last update has no derivative with respect to its gradient, declared or not.
+    """Refuse a rule whose last update has no derivative with respect to its gradient, declared or not.
 
-    Differentiating through such a rule would answer zero, silently. Linear rules need no look.
+    For estimators to which nothing came through the rule: that may be the right answer (a cotangent on leaves that the
+    loss does not read), or a rule that cannot be differentiated, and then a silent zero.
 
     Raises:
         NotApplicableError: as `adapt`.
     """
-    rule = stage.bind(hparams)
-    if record.grad is not None and not is_linear(rule):
-        adapt(stage, record, hparams, tree.map_tree(torch.ones_like, record.end.params))
+    if record.grad is not None:
+        adapt(stage, record, hparams, tree.zeros_like(record.end.params))
 
 
 def check_differentiable(rule: Rule) -> None:
@@ -145,24 +143,37 @@ def check_differentiable(rule: Rule) -> None:
         )
 
 
-def refuse_rule_hparams(stage: Stage, hparams: Tree, who: str) -> None:
-    """Refuse hyperparameters that sit in the rule, for estimators that cannot see them.
+def rule_hparams(stage: Stage, state: State, hparams: Tree) -> list[str]:
+    """The hyperparameters that sit in the rule: those on which an update of some leaf depends.
 
-    Raises:
-        NotApplicableError: a tensor field of the rule depends on a hyperparameter.
+    Asked of autograd, for the first two updates (the first one ignores a momentum).
     """
     if not stage.rule_reads_hparams:
-        return
+        return []
     with torch.enable_grad():
         lam = leaves(hparams, hparams)
         rule = stage.bind(lam)
-        values = [v for x in vars(rule).values() for v in (x if isinstance(x, tuple) else (x,))]
-        tied = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
-        if not tied:
-            return
-        found = torch.autograd.grad([v.sum() for v in tied], list(lam.values()), allow_unused=True)
-    names = [k for k, d in zip(lam, found, strict=True) if d is not None]
-    raise NotApplicableError(
-        f"the hyperparameters {names} sit in {type(rule).__name__}: the inner optimum does not depend on them, so "
-        f"{who} cannot see them and would answer zero. Use Unroll or Forward (or Greedy, one step)"
-    )
+        outputs: list[Tensor] = []
+        for k in stage.trained(state.params):
+            p = state.params[k].detach()
+            for t in (1, 2):
+                change, after = rule.update(torch.ones_like(p), rule.init(p), t, p)
+                outputs += [x.sum() for x in (change, *after.values()) if x.requires_grad]
+        if not outputs:
+            return []
+        found = torch.autograd.grad(outputs, list(lam.values()), allow_unused=True)
+    return [k for k, d in zip(lam, found, strict=True) if d is not None]
+
+
+def refuse_rule_hparams(stage: Stage, record: Record, hparams: Tree, who: str) -> None:
+    """Refuse hyperparameters that sit in the rule, for estimators that cannot see them.
+
+    Raises:
+        NotApplicableError: an update depends on a hyperparameter.
+    """
+    names = rule_hparams(stage, record.end, hparams)
+    if names:
+        raise NotApplicableError(
+            f"the hyperparameters {names} sit in {type(stage.bind(hparams)).__name__}, and {who} differentiates the loss "
+            "alone: it would leave their influence out, silently. Use Unroll or Forward"
+        )

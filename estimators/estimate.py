@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from . import tree
 from .errors import HypergradientError
 from .estimator import Estimator, Hypergradient, hypergradient, run_stages
 from .implicit import Implicit
 from .problem import Problem
+from .products import PRODUCTS, CentralDifference
 from .registry import registry
 from .solvers import Solver
 from .tree import Tree
@@ -36,6 +38,8 @@ def per_stage(choice: Choice | Sequence[Choice], stages: int) -> tuple[Estimator
         if len(choice) != stages:
             raise HypergradientError(f"{len(choice)} estimators for {stages} stages: give one, or one a stage")
         return tuple(per_stage(c, 1)[0] for c in choice)
+    if isinstance(choice, CentralDifference) or any(form is choice for form in cast(dict[str, Any], PRODUCTS).values()):
+        raise HypergradientError(f"{choice!r} is a product: pass it to an estimator, as in Unroll(product=...)")
     if isinstance(choice, Estimator):
         return (choice,) * stages
     if callable(choice):

@@ -16,6 +16,9 @@ from .solvers import Outcome
 from .stage import Record, Stage, State, run, scalar
 from .tree import Tree
 
+FIRST_STATE_ONLY = 2**62
+"""``every`` of an estimator that goes over the whole run but wants only its first state."""
+
 Outer = Callable[[Tree, Tree], Tensor]
 """(params, hparams) -> scalar: the outer (meta, validation) loss."""
 
@@ -125,7 +128,8 @@ def hypergradient(
         outer: (params, hparams) -> scalar, at the end of the last stage.
         stages, estimators, records: one of each a stage, in order.
         hparams: lam, shared by all stages.
-        throw: raise on a diverged series. False leaves it to the reader of ``outcomes``.
+        throw: raise on a diverged series and on a pullback that is not finite. False leaves both to the reader of
+            ``outcomes``.
 
     Raises:
         HypergradientError: lengths differ, the outer loss is no scalar, a hyperparameter influences nothing, an
@@ -148,7 +152,12 @@ def hypergradient(
     )
     if not bool(torch.isfinite(value)):
         raise NonFiniteError(f"the outer loss is {float(value)} at the end of the last stage")
+    if not cotangent and not direct:
+        raise HypergradientError(
+            "the outer loss depends on neither params nor hparams: does it detach them, or read a closure?"
+        )
     reduce = stages[-1].reduce
+    value = reduce({"value": value})["value"]
     cotangent, direct = reduce(tree.fill(cotangent, end)), reduce(direct)
     _finite(cotangent, "the outer gradient")
     _finite(direct, "the direct outer gradient")
@@ -160,6 +169,11 @@ def hypergradient(
             raise HypergradientError(
                 f"{type(estimators[i + 1]).__name__} gives no cotangent for the start of stage {i + 1}, so stage {i} "
                 "cannot be reached and its part would silently be zero: use Unroll() for the later stage"
+            )
+        if i > 0 and records[i].end.step != stages[i].steps and any(records[i].end.slots.values()):
+            raise HypergradientError(
+                f"stage {i} goes on from the optimizer state of stage {i - 1}, but only parameters carry a cotangent "
+                "between stages: run both as one stage, or start the later one from params alone"
             )
         tree.check(current, f"cotangent on the end of stage {i}", records[i].end.params)
         pulled = estimators[i].pullback(stages[i], records[i], hparams, current)
@@ -191,7 +205,17 @@ def hypergradient(
 def run_stages(
     stages: Sequence[Stage], start: Tree | State, hparams: Tree, estimators: Sequence[Estimator]
 ) -> list[Record]:
-    """Run every stage from the end of the one before, recording what the estimators (one a stage) need."""
+    """Run every stage from the end of the one before, recording what the estimators need.
+
+    Args:
+        stages, estimators: one of each a stage, in order.
+        start: parameters or `State` before the first stage; the later ones start from parameters alone.
+        hparams: lam.
+
+    Raises:
+        HypergradientError: the lengths differ; and as `run`.
+        NonFiniteError: as `run`.
+    """
     if len(stages) != len(estimators):
         raise HypergradientError(f"{len(stages)} stages and {len(estimators)} estimators: give one a stage")
     records: list[Record] = []

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
+from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from . import tree
-from .adaptation import check_derivative
+from .adaptation import check_derivative, check_differentiable, rule_hparams
 from .errors import HypergradientError, NotApplicableError
-from .estimator import Cost, Pullback
+from .estimator import FIRST_STATE_ONLY, Cost, Pullback
+from .products import NoGradCutsTangents, reverse_over_reverse
 from .rules import Slots
 from .solvers import Outcome
 from .stage import Record, Stage, State, advance
@@ -51,7 +53,7 @@ class Forward:
     @property
     def every(self) -> int:
         """Only the first state is needed."""
-        return 2**62
+        return FIRST_STATE_ONLY
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
         """See `Estimator`.
@@ -65,7 +67,7 @@ class Forward:
                 f"Forward carries one tangent for each of the {n} hyperparameters, more than max_hparams="
                 f"{self.max_hparams}: use Unroll, or raise max_hparams if you mean it"
             )
-        check_derivative(stage, record, hparams)
+        check_differentiable(stage.bind(hparams))
         if stage.steps == 0:
             return Pullback(hparams=tree.zeros_like(hparams), start=None, outcome=Outcome.DONE, cost=Cost())
         first = record.end.step - stage.steps
@@ -84,12 +86,11 @@ class Forward:
             moved, z_moved = self._update_tangents(stage, state, hparams, grads, slopes, z_params, z_slots, directions)
             z_params, z_slots, state = {**z_params, **moved}, {**z_slots, **z_moved}, following
         row = torch.stack([z.reshape(n, -1) @ cotangent[k].reshape(-1) for k, z in z_params.items()]).sum(0)
-        answer = tree.unflatten(row, hparams)
-        # A leaf along which nothing ever moved has no influence: missing, not zero (see `Pullback`).
-        touched = torch.stack([z.reshape(n, -1).any(dim=1) for z in z_params.values()]).any(dim=0)
-        influential = [k for k, t in tree.unflatten(touched, hparams).items() if bool(t.any())]
+        if not tree.any_nonzero(z_params) and not stage.rule_reads_hparams:
+            check_derivative(stage, record, hparams)
+        influential = self._influential(stage, record, hparams)
         return Pullback(
-            hparams=stage.reduce(tree.select(answer, influential)),
+            hparams=stage.reduce(tree.select(tree.unflatten(row, hparams), influential)),
             start=None,
             outcome=Outcome.DONE,
             cost=Cost(
@@ -99,6 +100,15 @@ class Forward:
             ),
         )
 
+    @staticmethod
+    def _influential(stage: Stage, record: Record, hparams: Tree) -> list[str]:
+        """The leaves that move a gradient or sit in the rule; the others are missing, not zero (see `Pullback`)."""
+        end = record.end.params
+        tangent = tree.map_tree(torch.ones_like, tree.select(end, stage.trained(end)))
+        last = stage.objective(record.end.step - 1)
+        _, mixed = reverse_over_reverse(last, end, hparams, tangent, wrt_hparams=hparams)
+        return [*mixed, *rule_hparams(stage, record.end, hparams)]
+
     def _gradient_tangents(
         self, stage: Stage, state: State, hparams: Tree, names: list[str], z_params: Tree, directions: Tree
     ) -> Tree:
@@ -106,13 +116,25 @@ class Forward:
         objective = stage.objective(state.step)
 
         def gradient(params: Tree, lam: Tree) -> Tree:
-            trained = tree.select(params, names)
-            return cast(Tree, grad(lambda theta: objective({**params, **theta}, lam))(trained))
+            def of(theta: Tree) -> Tensor:
+                with NoGradCutsTangents():
+                    return objective({**params, **theta}, lam)
+
+            return cast(Tree, grad(of)(tree.select(params, names)))
 
         def tangent(z: Tree, direction: Tree) -> Tree:
             return cast(Tree, jvp(gradient, (state.params, hparams), (z, direction))[1])
 
-        return stage.reduce(_as(self._columns(tangent)(z_params, directions), state.params))
+        try:
+            found = self._columns(tangent)(z_params, directions)
+        except (NotImplementedError, RuntimeError) as error:
+            if "ZeroTensors" not in str(error) and not isinstance(error, NotImplementedError):
+                raise
+            raise NotApplicableError(
+                f"torch cannot carry tangents through the gradient of this loss ({str(error)[:120]}): use Unroll, or write "
+                "the loss out, as in (a - b).square().mean() for mse_loss"
+            ) from error
+        return stage.reduce(_as(found, state.params))
 
     def _update_tangents(
         self, stage: Stage, state: State, hparams: Tree, grads: Tree, slopes: Tree, z_params: Tree, z_slots: AllSlots,

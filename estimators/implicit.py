@@ -6,7 +6,6 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from . import tree
 from .adaptation import refuse_rule_hparams
@@ -52,23 +51,24 @@ class Implicit:
         return 0
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
-        refuse_rule_hparams(stage, hparams, "Implicit")
+        """See `Estimator`.
+
+        Raises:
+            NotApplicableError: hyperparameters sit in the rule.
+            HypergradientError: the loss reads no trained leaf; and as the solver.
+        """
+        refuse_rule_hparams(stage, record, hparams, "Implicit")
         rule, params = stage.bind(hparams), record.end.params
         losses = last_objectives(stage, record, self.batches)
-        cost = Cost(matvecs=0)
-        names = record.grad
-        if names is None:
-            trained = stage.trained(params)
-            _, names, _ = gradients(losses[0], params, hparams, wrt_params=trained)
-            check_reads(names, trained)
-            cost += Cost(gradients=1)
+        names, cost = self._unknowns(stage, record, losses, hparams)
         decay = getattr(rule, "weight_decay", 0.0)
         decoupled = getattr(rule, "decoupled_weight_decay", False)
+        decays = bool(torch.as_tensor(decay).gt(0).any())
 
         def matvec(v: Tree) -> Tree:
             hv, _ = self._product(losses, params, hparams, v, wrt_params=v)
             hv = stage.reduce(tree.fill(hv, v))
-            return hv if decoupled or not _positive(decay) else tree.axpy(decay, v, hv)
+            return tree.axpy(decay, v, hv) if decays and not decoupled else hv
 
         b = tree.select(cotangent, names)
         solver, extra = _with_step(self.solver, rule, matvec, b)
@@ -82,7 +82,9 @@ class Implicit:
             start = {k: torch.zeros_like(c) if k in names else c for k, c in cotangent.items()}
             start = tree.union_add(start, tree.scale(stage.reduce(rows), -1.0))
         matvecs = solution.matvecs + extra
-        outcome = Outcome.NOT_STATIONARY if decoupled and _positive(decay) else solution.outcome
+        outcome = solution.outcome
+        if decays and decoupled and outcome in (Outcome.CONVERGED, Outcome.BUDGET, Outcome.APPROXIMATE):
+            outcome = Outcome.NOT_STATIONARY
         return Pullback(
             hparams=tree.scale(mixed, -1.0),
             start=start,
@@ -91,6 +93,17 @@ class Implicit:
             residual=solution.residual,
             curvature=solution.curvature,
         )
+
+    def _unknowns(self, stage: Stage, record: Record, losses: list[BoundLoss], hparams: Tree) -> tuple[set[str], Cost]:
+        """The trained leaves that the losses read, and what it took to find out."""
+        if record.grad is not None and len(losses) == 1:
+            return set(record.grad), Cost()
+        trained, found = stage.trained(record.end.params), set[str]()
+        for loss in losses:
+            _, grad, _ = gradients(loss, record.end.params, hparams, wrt_params=trained)
+            check_reads(grad, trained)
+            found |= grad.keys()
+        return found, Cost(gradients=len(losses))
 
     def _product(self, losses: list[BoundLoss], params: Tree, hparams: Tree, v: Tree, **wrt: Any) -> tuple[Tree, Tree]:
         return mean_product(self.product, losses, params, hparams, v, **wrt)
@@ -111,13 +124,9 @@ def mean_product(
 
 
 def last_objectives(stage: Stage, record: Record, batches: int) -> list[BoundLoss]:
-    """The losses of the last ``batches`` steps; for shorter runs, of the stream's first ones."""
-    first = max(record.end.step - batches, 0)
+    """The losses of the last ``batches`` steps; for shorter runs, and without steps, of the stream's first ones."""
+    first = max(record.end.step - batches, 0) if stage.steps else 0
     return [stage.objective(t) for t in range(first, first + batches)]
-
-
-def _positive(decay: float | Tensor) -> bool:
-    return bool(decay > 0)
 
 
 def _with_step(solver: Solver, rule: Rule, matvec: Matvec, b: Tree) -> tuple[Solver, int]:

@@ -37,8 +37,9 @@ def from_module(module: nn.Module, criterion: Callable[[Call, Tree, Batch], Tens
             parameters.
 
     Returns:
-        (loss, start). The outer loss of a problem is built alike:
-        ``lambda params, hparams: from_module(module, outer_criterion).loss(params, hparams, validation_batch)``.
+        (loss, start). The outer loss of a problem is built alike, once:
+        ``validate = from_module(module, outer_criterion).loss``, then
+        ``outer=lambda params, hparams: validate(params, hparams, validation_batch)``.
 
     Raises:
         HypergradientError: the module has no trainable parameter.

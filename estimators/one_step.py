@@ -41,7 +41,7 @@ class T1T2:
         Raises:
             NotApplicableError: no step was taken, or hyperparameters sit in the rule.
         """
-        refuse_rule_hparams(stage, hparams, "T1T2")
+        refuse_rule_hparams(stage, record, hparams, "T1T2")
         if record.grad is None:
             raise NotApplicableError(
                 "T1T2 differentiates the last step, and the stage took none: give Stage(steps >= 1), or use an "
@@ -96,14 +96,16 @@ class SAMA:
         Raises:
             NotApplicableError: no step was taken, the rule has no derivative, or hyperparameters sit in it.
         """
-        refuse_rule_hparams(stage, hparams, "SAMA")
+        refuse_rule_hparams(stage, record, hparams, "SAMA")
         if record.grad is None:
             raise NotApplicableError(
                 "SAMA uses the last update, and the stage took no step: give Stage(steps >= 1), or use an Implicit "
                 "estimator"
             )
-        unadapted = {k: -cotangent[k] for k in record.grad}
-        tangent = adapt(stage, record, hparams, cotangent) if self.adapt else unadapted
+        if self.adapt:
+            tangent = adapt(stage, record, hparams, cotangent)
+        else:
+            tangent = {k: -cotangent[k] for k in record.grad}
         losses = last_objectives(stage, record, self.batches)
         _, mixed = mean_product(self.product, losses, record.end.params, hparams, tangent, wrt_hparams=hparams)
         return Pullback(

@@ -42,7 +42,8 @@ class Product(Protocol):
 
     Returns:
         (H v, M^T v), each holding the wanted leaves that the slope depends on. A leaf is missing, not zero, if the
-        autograd graph shows that it has no influence.
+        autograd graph shows that it has no influence. (`CentralDifference` sees only whether the loss reads it: one
+        that enters additively is zero there.)
     """
 
     def __call__(
@@ -59,7 +60,8 @@ class Product(Protocol):
 
 def leaves(a: Mapping[str, Tensor], names: Collection[str]) -> Tree:
     """Cut from every graph; only ``names`` require grad. Whatever does not keeps no activation alive."""
-    return {k: x.detach().requires_grad_() if k in names else x.detach() for k, x in a.items()}
+    wanted = set(names)
+    return {k: x.detach().requires_grad_() if k in wanted else x.detach() for k, x in a.items()}
 
 
 def _grad(output: Tensor, inputs: Sequence[Mapping[str, Tensor]], **options: Any) -> list[Tree]:
@@ -125,7 +127,8 @@ def reverse_over_forward(
     theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
     with torch.enable_grad():
         with fwd.dual_level():
-            value = loss({k: _dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}, lam)
+            with NoGradCutsTangents():
+                value = loss({k: _dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}, lam)
             slope = _tangent(value)
         if slope is None:  # the loss reads no leaf of the tangent
             return {}, {}
@@ -178,6 +181,15 @@ _CUTS: set[Any] = {
 }  # fmt: skip
 
 
+class NoGradCutsTangents(TorchFunctionMode):
+    """Makes ``torch.no_grad()`` inside a loss cut forward-mode tangents as it cuts graphs; torch keeps them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            torch._C._set_fwd_grad_enabled(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class _StopGradients(TorchFunctionMode):
     """Records what a loss cuts from the graph (``detach``, ``.data``, ``item``, ``no_grad``), or puts it back."""
 
@@ -188,9 +200,20 @@ class _StopGradients(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func not in _CUTS and (torch.is_grad_enabled() or not isinstance(out, Tensor)):
+        if func in _CUTS:
+            return self._hold(out, args)
+        if torch.is_grad_enabled():
             return out
-        self.values.append(out)
+        if isinstance(out, Tensor):
+            return self._hold(out, args)
+        if isinstance(out, (tuple, list)) and any(isinstance(x, Tensor) for x in out):  # sort, max, topk
+            held = [self._hold(x, args) if isinstance(x, Tensor) else x for x in out]
+            return type(out)(held)
+        return out
+
+    def _hold(self, out: Any, args: Any) -> Any:
+        """Record ``out`` (a copy: the loss may go on in place), or give back what stood here."""
+        self.values.append(out.detach().clone() if isinstance(out, Tensor) else out)
         if self._recorded is None:
             return out
         if len(self.values) > len(self._recorded):
@@ -199,10 +222,12 @@ class _StopGradients(TorchFunctionMode):
                 "they cannot be held fixed. Use reverse_over_forward or reverse_over_reverse."
             )
         value = self._recorded[len(self.values) - 1]
-        if func in (Tensor.detach_, torch.detach_):
+        if not isinstance(value, Tensor):
+            return value
+        if any(out is x for x in args):  # in place: what the loss goes on with is the argument
             with torch.no_grad():
                 return out.copy_(value)
-        return value
+        return value.clone()
 
 
 @dataclass(frozen=True)

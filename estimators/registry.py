@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -14,7 +15,7 @@ from .forward import Forward
 from .implicit import Implicit
 from .one_step import SAMA, T1T2
 from .problem import Problem
-from .products import CentralDifference, reverse_over_forward
+from .products import reverse_over_forward
 from .solvers import CG, Dense, FixedPoint, Neumann, Nystrom
 from .unroll import Unroll
 
@@ -102,7 +103,13 @@ class Registry(Mapping[str, Entry]):
         if not self._complete:
             self._complete = True
             for point in entry_points(group=ENTRY_POINTS):
-                self.register(point.name, *point.load())
+                try:
+                    self.register(point.name, *point.load())
+                except Exception as error:
+                    warnings.warn(
+                        f"the estimator {point.name!r} ({point.value}) could not be loaded and is left out: {error!r}",
+                        stacklevel=3,
+                    )
 
     def __getitem__(self, name: str) -> Entry:
         self._load()
@@ -177,7 +184,7 @@ registry.register(
           bias="curvature ignored", scale="1/H"),
 )  # fmt: skip
 registry.register(
-    "sama", SAMA(product=CentralDifference(alpha=1.0)),
+    "sama", SAMA(),
     Claim(of="identity, adapted; product by central difference", citation="Choe et al. 2023", target="direction",
           bias="curvature ignored but for the rule's adaptation; O(alpha^2) of the difference", scale="lr"),
 )  # fmt: skip

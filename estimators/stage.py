@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import tree
 from .errors import HypergradientError, NonFiniteError
-from .products import BoundLoss, gradients
+from .products import BoundLoss, gradients, leaves
 from .rules import Rule, Slots
 from .tree import Tree
 
@@ -105,8 +105,16 @@ class Stage:
 
     def initial(self, params: Tree, hparams: Tree) -> State:
         """The state before the first step, with fresh slots."""
-        rule = self.bind(hparams)
-        return State(params, {k: rule.init(params[k]) for k in self.trained(params)}, 0)
+        with torch.enable_grad():
+            rule = self.bind(leaves(hparams, hparams))
+            slots = {k: rule.init(params[k].detach().requires_grad_()) for k in self.trained(params)}
+        for k, s in slots.items():
+            if any(x.requires_grad for x in s.values()):
+                raise HypergradientError(
+                    f"{type(rule).__name__}.init makes slots of {k!r} that depend on the parameters or on a "
+                    "hyperparameter; estimators take first slots for constants: build them from shapes, or detach them"
+                )
+        return State(params, slots, 0)
 
     def objective(self, step: int) -> BoundLoss:
         """The loss of one step as a function of (params, hparams) alone: batch and random draws are fixed.
@@ -128,7 +136,9 @@ class Stage:
         if self.seed is None:
             yield
         else:
-            with torch.random.fork_rng():
+            used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            current = [torch.cuda.current_device()] if used else []
+            with torch.random.fork_rng(devices=current):
                 torch.manual_seed(self.seed * 1_000_003 + number)
                 yield
 
@@ -176,9 +186,14 @@ class Record:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the recorded states (shared tensors counted once)."""
+        return self.kept_bytes_from(0)
+
+    def kept_bytes_from(self, step: int) -> int:
+        """Bytes of the recorded states from before ``step`` on."""
         seen = {
             x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
-            for s in self.states.values()
+            for t, s in self.states.items()
+            if t >= step
             for x in [*s.params.values(), *(y for slots in s.slots.values() for y in slots.values())]
         }
         return sum(seen.values())
@@ -278,6 +293,9 @@ def _check_start(stage: Stage, start: Tree | State, hparams: Tree) -> None:
         missing = set(stage.trained(params)) - start.slots.keys()
         if missing:
             raise HypergradientError(f"State.slots lacks {sorted(missing)}: start from a dict of params instead")
+        rule = stage.bind(hparams)
+        for k in stage.trained(params):
+            tree.check_slots(start.slots[k], f"State.slots[{k!r}]", rule.init(params[k]))
 
 
 def _generator_states(params: Tree) -> list[Tensor]:

@@ -6,6 +6,7 @@ which the second must hold as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -86,9 +87,10 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
 
 def power_of_two(a: Mapping[str, Tensor]) -> Tensor:
     """A power of two near the norm (1 for a zero tree), in the leaves' dtype: dividing by it rounds nothing."""
-    length = norm(a)
-    unit = torch.exp2(torch.floor(torch.log2(torch.where(length > 0, length, torch.ones_like(length)))))
-    return unit.to(next(iter(a.values())).dtype)
+    length, dtype = norm(a), next(iter(a.values())).dtype
+    exponent = torch.floor(torch.log2(torch.where(length > 0, length, torch.ones_like(length))))
+    limit = -math.log2(torch.finfo(dtype).tiny)  # beyond it the reciprocal would overflow
+    return torch.exp2(exponent.clamp(-limit, limit)).to(dtype)
 
 
 def size(a: Mapping[str, Tensor]) -> int:
@@ -114,6 +116,16 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Tree:
 def all_finite(a: Mapping[str, Tensor]) -> bool:
     """Whether no leaf holds NaN or infinity (synchronises once)."""
     return not a or bool(torch.stack([torch.isfinite(x).all() for x in a.values()]).all())
+
+
+def check_slots(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor]) -> None:
+    """As `check`, for optimizer slots, of which there may be none."""
+    if a or like:
+        if not a or a.keys() != like.keys():
+            raise HypergradientError(
+                f"{what} holds {sorted(a)}, but the rule keeps {sorted(like)}: another rule's state?"
+            )
+        check(a, what, like)
 
 
 def any_nonzero(a: Mapping[str, Tensor]) -> bool:

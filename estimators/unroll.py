@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from . import tree
 from .adaptation import SlotCotangents, check_derivative, pull_rule
@@ -49,53 +53,80 @@ class Unroll:
         return self.checkpoint or 1
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
+        """See `Estimator`.
+
+        Raises:
+            NotApplicableError: the rule has no derivative.
+            HypergradientError: the record does not reach back far enough.
+        """
         steps = stage.steps if self.last is None else min(self.last, stage.steps)
         stop, first = record.end.step, record.end.step - steps
-        check_derivative(stage, record, hparams)
-        cost = Cost(kept_bytes=record.kept_bytes)
-        slots: SlotCotangents = {}
-        total: Tree = {} if steps else tree.zeros_like(hparams)
-        while stop > first:
-            begin = max((t for t in record.states if t < stop), default=None)
-            if begin is None:
-                raise HypergradientError(
-                    f"the record begins after step {first}: run(..., tail={self.tail}) records what Unroll needs"
-                )
+        whole = steps == stage.steps
+        begins = [t for t in sorted(record.states, reverse=True) if t < stop]
+        while len(begins) > 1 and begins[-2] <= first:
+            begins.pop()  # further back than needed
+        if steps and (not begins or begins[-1] > first):
+            raise HypergradientError(
+                f"the record begins after step {first}: run(..., tail={self.tail}) records what Unroll needs"
+            )
+        cost = Cost(kept_bytes=record.kept_bytes_from(begins[-1]) if steps else 0)
+        at = _Sweep(cotangent, {}, {} if steps else tree.zeros_like(hparams), [])
+        for begin in begins if steps else ():
             states = _replay(stage, record.states[begin], hparams, stop)
             cost += Cost(gradients=len(states) - 1)
             for state in reversed(states[max(first - begin, 0) :]):
-                cotangent, slots, on_hparams, spent = self._step(stage, record, state, hparams, cotangent, slots)
-                total = tree.union_add(total, on_hparams)
+                at, spent = self._step(stage, record, state, hparams, at, needs_rows=whole or state.step > first)
                 cost += spent
             stop = begin
-        whole = steps == stage.steps
+        if at.flowed and not stage.rule_reads_hparams and not bool(torch.stack(at.flowed).any()):
+            check_derivative(stage, record, hparams)
         return Pullback(
-            hparams=stage.reduce(total),
-            start=cotangent if whole else None,
+            hparams=stage.reduce(at.hparams),
+            start=at.params if whole else None,
             outcome=Outcome.DONE if whole else Outcome.TRUNCATED,
             cost=cost,
         )
 
     def _step(
-        self, stage: Stage, record: Record, state: State, hparams: Tree, cotangent: Tree, slots: SlotCotangents
-    ) -> tuple[Tree, SlotCotangents, Tree, Cost]:
+        self, stage: Stage, record: Record, state: State, hparams: Tree, at: _Sweep, *, needs_rows: bool
+    ) -> tuple[_Sweep, Cost]:
+        """One step backwards; without ``needs_rows`` nothing before it will be asked for."""
         objective = stage.objective(state.step)
         skipped = record.skipped.get(state.step, frozenset())
         names = [k for k in stage.trained(state.params) if k not in skipped]
-        spent = Cost(products=1)
+        spent, flowed = Cost(products=1), at.flowed
         if is_linear(stage.rule):
             grads = tree.select(state.params, names)  # only their shapes matter
         else:
             _, grads, _ = gradients(objective, state.params, hparams, wrt_params=names)
             grads = stage.reduce(grads)
             spent += Cost(gradients=1)
-        pulled = pull_rule(stage, state, hparams, grads, cotangent, slots)
+        pulled = pull_rule(stage, state, hparams, grads, at.params, at.slots)
+        if not is_linear(stage.rule):
+            through = [x.any() for x in pulled.grads.values()]
+            flowed = [*flowed, torch.stack(through).any() if through else torch.zeros((), dtype=torch.bool)]
         hessian, mixed = self.product(
-            objective, state.params, hparams, pulled.grads, wrt_params=state.params, wrt_hparams=hparams
-        )
-        through = tree.union_add(stage.reduce(hessian), pulled.params)
-        before = {k: pulled.slots[k] if k in names else slots.get(k, {}) for k in state.slots}
-        return tree.union_add(cotangent, through), before, tree.union_add(mixed, pulled.hparams), spent
+            objective, state.params, hparams, pulled.grads, wrt_params=state.params if needs_rows else (),
+            wrt_hparams=hparams,
+        )  # fmt: skip
+        back = tree.union_add(stage.reduce(hessian), pulled.params)
+        slots = {k: pulled.slots[k] if k in names else at.slots.get(k, {}) for k in state.slots}
+        on_hparams = tree.union_add(at.hparams, tree.union_add(mixed, pulled.hparams))
+        return _Sweep(tree.union_add(at.params, back), slots, on_hparams, flowed), spent
+
+
+class _Sweep(NamedTuple):
+    """Where a backward sweep is.
+
+    Attributes:
+        params, slots, hparams: cotangents so far.
+        flowed: for each step of a nonlinear rule, whether anything came through the rule (0-d, not read back).
+    """
+
+    params: Tree
+    slots: SlotCotangents
+    hparams: Tree
+    flowed: list[Tensor]
 
 
 def _replay(stage: Stage, state: State, hparams: Tree, stop: int) -> list[State]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ["test_gate", "test_definitions", "test_solvers", "test_products", "test_adaptation", "test_rules",
-         "test_composed", "test_truth", "test_randomness", "test_properties", "test_contract", "test_bad_input",
+         "test_composed", "test_truth", "test_randomness", "test_properties", "test_contract", "test_bad_input", "test_edge_cases",
          "test_sharded"]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ MUTATIONS = [
              "sign of -M'H^-1 c (TARTAN's eqs. 8 and 9)"),
     Mutation("implicit-frozen-sign", "implicit.py", "tree.scale(stage.reduce(rows), -1.0)", "stage.reduce(rows)",
              "sign of the frozen leaves' cotangent"),
-    Mutation("implicit-no-decay", "implicit.py", "return hv if decoupled or not _positive(decay) else", "return hv if True else",
+    Mutation("implicit-no-decay", "implicit.py", "return tree.axpy(decay, v, hv) if decays and not decoupled else hv", "return hv",
              "coupled weight decay left out of the system"),
     Mutation("implicit-sum-of-batches", "implicit.py",
              "return tree.scale(rows, 1 / len(losses)), tree.scale(mixed, 1 / len(losses))", "return rows, mixed",
@@ -70,6 +70,10 @@ MUTATIONS = [
              "tangent of all ones (gradhpo's T1T2)"),
     Mutation("rof-unverified", "products.py", "        if unverified:", "        if False:",
              "torch's wrong tangents (layer_norm, batch_norm, solve) let through"),
+    Mutation("tangents-through-no-grad", "products.py", "torch._C._set_fwd_grad_enabled(args[0])", "pass",
+             "forward mode goes through torch.no_grad()"),
+    Mutation("stages-lose-slots", "estimator.py", "if i > 0 and records[i].end.step != stages[i].steps and", "if False and",
+             "optimizer state carried between stages without its cotangent"),
     Mutation("rof-cotangent", "products.py", "value = loss({k: _dual(x, tangent[k]) if k in tangent else x",
              "value = loss({k: _dual(x, torch.ones_like(x)) if k in tangent else x", "tangent of all ones (gradhpo's T1T2)"),
     Mutation("difference-step", "products.py", "per_step = length / (2 * radius)", "per_step = length / radius",
@@ -80,7 +84,7 @@ MUTATIONS = [
              "detached inputs move with the perturbation"),
     Mutation("difference-randomness", "products.py", "        with torch.random.fork_rng(devices=devices):", "        if True:",
              "other random draws at the two points"),
-    Mutation("unroll-sign", "unroll.py", "tree.union_add(cotangent, through)", "tree.sub(cotangent, tree.fill(through, cotangent))",
+    Mutation("unroll-sign", "unroll.py", "tree.union_add(at.params, back)", "tree.sub(at.params, tree.fill(back, at.params))",
              "sign of H c_g in the sweep"),
     Mutation("unroll-detached-buffer", "unroll.py", "pulled.slots[k] if k in names", "{} if k in names",
              "cotangent of the optimizer state dropped (moskomule/hypergrad's detached buffer, and Adam's moments)"),

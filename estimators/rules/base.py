@@ -37,7 +37,11 @@ class Rule(Protocol):
     def lr(self) -> float | Tensor: ...
 
     def init(self, param: Tensor) -> Slots:
-        """The slots before the first step, for a leaf shaped as ``param``."""
+        """The slots before the first step, for a leaf shaped as ``param``.
+
+        Estimators take them for constants: they must depend neither on the values of ``param`` nor on a field that is
+        a hyperparameter (`Stage` refuses them if they do).
+        """
         ...
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:

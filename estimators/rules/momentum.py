@@ -16,8 +16,9 @@ from .base import Scalar, Slots, check_fields, undo
 class Momentum:
     """b' = mu b + (1 - dampening) g;  theta' = theta - lr b'  (Nesterov: theta - lr (g + mu b')).
 
-    As in torch, the first step sets b' = g whatever the dampening, and ``momentum=0`` ignores it altogether. Unlike `torch.optim.SGD(differentiable=True)`,
-    which detaches that first buffer, its derivative is exact.
+    As in torch, the first step sets b' = g whatever the dampening (and whatever the buffer holds), and ``momentum=0``
+    ignores the dampening altogether. Unlike `torch.optim.SGD(differentiable=True)`, which detaches that first buffer, its
+    derivative is exact.
 
     Args:
         lr: learning rate.

@@ -15,7 +15,7 @@ class SGD:
     """theta' = theta - lr g.
 
     Args:
-        lr: learning rate, a number or a 0-d tensor (or one shaped as the leaf).
+        lr: learning rate, a number or a 0-d tensor.
 
     Raises:
         HypergradientError: ``lr`` is negative.

@@ -52,7 +52,7 @@ class CG:
         waits = self.rtol > 0 or rr.device.type == "cpu"
         matvecs = 0
         for _ in range(self.steps):
-            if waits and bool(solved | indefinite):
+            if waits and bool(solved | indefinite | ~torch.isfinite(rr)):
                 break
             hp = matvec(p)
             matvecs += 1
@@ -77,7 +77,8 @@ class CG:
         if not bool(torch.isfinite(rr)):
             outcome = Outcome.NONFINITE
         elif bool(indefinite):
-            outcome = Outcome.INDEFINITE
+            flat = abs(float(lowest)) <= 100 * torch.finfo(rr.dtype).eps * float(highest)
+            outcome = Outcome.SINGULAR if flat else Outcome.INDEFINITE
         elif bool(solved):
             outcome = Outcome.CONVERGED
         else:

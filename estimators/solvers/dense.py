@@ -45,6 +45,8 @@ class Dense:
         identity = torch.eye(n, dtype=flat.dtype, device=flat.device)
         h = torch.stack([tree.flatten(matvec(tree.unflatten(e, b))) for e in identity], dim=1)
         h = (h + h.T) / 2 + self.damping * identity
+        if not bool(torch.isfinite(h).all()):
+            return Solution(tree.scale(b, torch.nan), Outcome.NONFINITE, n, None)
         eigenvalues = torch.linalg.eigvalsh(h)
         lowest, rounding = float(eigenvalues[0]), n * torch.finfo(flat.dtype).eps * float(eigenvalues.abs().max())
         singular = float(eigenvalues.abs().min()) <= rounding

@@ -41,10 +41,15 @@ class Nystrom:
             raise HypergradientError(f"{self}: rank must be at least 1 and rho positive")
 
     def __call__(self, matvec: Matvec, b: Tree) -> Solution:
+        length = tree.norm(b)
+        if float(length) == 0:
+            return Solution(tree.zeros_like(b), Outcome.APPROXIMATE, 0, 0.0, None)
         flat = tree.flatten(b)
         n = flat.numel()
         chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.rank]
         columns = torch.stack([tree.flatten(matvec(_unit(i, flat, b))) for i in chosen.tolist()], dim=1)
+        if not bool(torch.isfinite(columns).all()):
+            return Solution(tree.scale(b, torch.nan), Outcome.NONFINITE, len(chosen), None)
         block = columns[chosen.to(flat.device)]
         block = (block + block.T) / 2
         q, r = torch.linalg.qr(columns)
@@ -56,9 +61,6 @@ class Nystrom:
         outside = outside - basis @ (basis.T @ outside)  # once is not enough when rho is tiny
         x = basis @ (inside / (eigenvalues + self.rho)) + outside / self.rho
         value = tree.unflatten(x, b)
-        length = tree.norm(b)
-        if float(length) == 0:
-            return Solution(tree.zeros_like(b), Outcome.APPROXIMATE, len(chosen), 0.0, None)
         residual = float(tree.norm(tree.sub(b, matvec(value))) / length)
         lowest = float(torch.linalg.eigvalsh(block).min())
         negative = lowest < -torch.finfo(flat.dtype).eps * n * float(block.abs().max())

@@ -65,7 +65,8 @@ def _diagnose(sizes: list[float], curvatures: list[float], lr: float, eps: float
     A term that grows while no curvature is negative needs lr * lambda_max > 2; one that stays as it is, = 2 or 0.
     """
     if not all(math.isfinite(x) for x in sizes):
-        return Outcome.DIVERGED
+        finite = [x for x in sizes if math.isfinite(x)]
+        return Outcome.DIVERGED if finite[-1] > finite[0] else Outcome.NONFINITE
     steps = [(after / before, c) for (before, after), c in zip(pairwise(sizes), curvatures, strict=True)]
     grows = [c for ratio, c in steps if ratio > 1 + 4 * eps]
     stalls = [c for ratio, c in steps if 1 - 4 * eps <= ratio <= 1 + 4 * eps]
