@@ -13,6 +13,7 @@ Further arguments are passed on: `python3 do.py test -k cg`. Needs Python 3.11 o
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -118,8 +119,8 @@ def install(arguments):
     if status == 0:
         return
     with open(LOG, errors="replace") as log:
-        errors = [line.strip() for line in log if line.startswith("ERROR:")]
-    reason = errors[0][len("ERROR:") :].strip() if errors else "pip ended with status {}".format(status)
+        errors = [line.strip() for line in log if line.strip().startswith("ERROR:")]
+    reason = errors[-1][len("ERROR:") :].strip() if errors else "pip ended with status {}".format(status)
     raise Stop("pip could not install the packages (no network?): {} -- whole log: {}".format(reason, LOG))
 
 
@@ -144,7 +145,12 @@ def execute(command, arguments):
 def call(*arguments):
     env = dict(os.environ)
     env.setdefault("OMP_NUM_THREADS", "1")  # small tensors: more threads are slower, and noisier
-    return subprocess.call([PYTHON, *arguments], cwd=ROOT, env=env)
+    # Ctrl-C reaches the child as well, which has things to put in order: wait for it instead of killing it.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.call([PYTHON, *arguments], cwd=ROOT, env=env)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

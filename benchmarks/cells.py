@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -91,18 +92,37 @@ def built_as(thing: Any) -> str:
     return type(thing).__name__
 
 
-def code_version(thing: Any) -> str:
-    """Hash of what a result was made by: the estimators, the problems and the measuring, and ``thing``'s own file."""
+def code_version(thing: Any, make: Any = None) -> str:
+    """Hash of what a result was made by: the library, the measuring, and the files of the estimator and the problem.
+
+    Args:
+        thing: the estimator; the classes of what it holds (a solver, a product) count as well.
+        make: the problem's maker.
+    """
     root = Path(__file__).resolve().parent
-    files = {*root.parent.joinpath("estimators").rglob("*.py"), *root.joinpath("problems").glob("*.py")}
+    files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing) | _sources(make)
     files |= {root / f"{name}.py" for name in ("accuracy", "measure", "path", "point", "theory")}
-    for part in thing if isinstance(thing, tuple) else (thing,):
-        own = inspect.getsourcefile(type(part))  # a plugin's
-        files |= {Path(own)} if own else set()
+    files |= {root / "problems" / f"{name}.py" for name in ("common", "descent", "reference")}
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.as_posix()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _sources(thing: Any) -> set[Path]:
+    """Files in which ``thing``, a function or an estimator with all that it holds, is written."""
+    if isinstance(thing, (tuple, list)):
+        return set().union(*map(_sources, thing)) if thing else set()
+    if isinstance(thing, functools.partial):
+        return _sources(thing.func)
+    found: set[Path] = set()
+    if is_dataclass(thing) and not isinstance(thing, type):
+        found = found.union(*(_sources(getattr(thing, f.name)) for f in fields(thing)))
+    try:
+        own = inspect.getsourcefile(thing if inspect.isroutine(thing) else type(thing))
+    except TypeError:  # built in
+        own = None
+    return found | ({Path(own)} if own and Path(own).is_file() else set())
 
 
 def strict(value: Any, where: str = "") -> tuple[Any, list[str]]:

@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ def run(command: Run) -> int:
             dtype=command.dtype,
             meta_steps=command.meta_steps,
         )
-    except (plan.UnknownName, ModuleNotFoundError) as error:
+    except (plan.UnknownName, ImportError) as error:
         print(f"hypergradbench: {error}", file=sys.stderr)
         return 2
     if command.retry_failed:
@@ -154,9 +155,9 @@ def run(command: Run) -> int:
     total = time.perf_counter() - begin
     print(
         f"\n{len(todo)} cells: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-        + f". {measured:.0f} s measuring, {total:.0f} s in all. Everything is in {command.out}"
+        + f". {measured:.0f} s measuring, {total:.0f} s in all. Everything is in {command.out.resolve()}"
     )  # fmt: skip
-    return 1 if counts.get("failed") else status
+    return 1 if any(finished(c, command.out) == "failed" for c in todo) else status
 
 
 def _check(command: Run) -> None:
@@ -164,8 +165,10 @@ def _check(command: Run) -> None:
 
     if command.jobs < 1 or command.timeout <= 0 or command.meta_steps < 0:
         raise UnknownName("--jobs must be at least 1, --timeout positive and --meta-steps not negative")
-    if not command.seeds or not command.conds or any(not c >= 1 for c in command.conds):
-        raise UnknownName("--seeds and --conds must not be empty, and condition numbers are at least 1")
+    if not command.seeds or not command.conds or any(not 1 <= c < math.inf for c in command.conds):
+        raise UnknownName("--seeds and --conds must not be empty, and condition numbers are finite and at least 1")
+    if command.out.exists() and not command.out.is_dir():
+        raise UnknownName(f"--out {command.out} is a file: name a folder")
 
 
 def show_list(command: List) -> int:
@@ -175,7 +178,7 @@ def show_list(command: List) -> int:
 
     try:
         load(command.plugins)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         print(f"hypergradbench: {error}", file=sys.stderr)
         return 2
     show()

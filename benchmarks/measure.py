@@ -166,7 +166,8 @@ def paired_timing(
     with _no_gc():
         first = _sample(fn, 1, device)
         calls = max(1, round(slice_seconds / max(first, 1e-9)))
-        units = max(1, round(slice_seconds / max(_sample(reference, 1, device), 1e-9)))
+        # as long as a sample of ``fn``: a short one would slip between the pauses that a busy machine imposes
+        units = max(1, round(max(slice_seconds, first) / max(_sample(reference, 1, device), 1e-9)))
         if calls == 1:  # long enough to be a sample itself
             pairs.append((first, _sample(reference, units, device)))
         begin = time.perf_counter() - (first if calls == 1 else 0.0)
@@ -183,12 +184,15 @@ def paired_timing(
 
 
 def _sample(fn: Work, calls: int, device: torch.device | str) -> float:
+    """Seconds a call: of this thread's processor time on a single-threaded CPU, where nothing else is at work."""
+    alone = torch.device(device).type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     synchronise(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         fn()
     synchronise(device)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from estimators import registry
@@ -58,11 +59,15 @@ def cells(
     meta_steps: int,
 ) -> list[Cell]:
     """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths."""
-    made: dict[str, dict[str, Any]] = {
-        e: {"built": built_as(registry[e].estimator), "code": code_version(registry[e].estimator)} for e in estimators
-    }
+    from .problems import PROBLEMS
+
+    @cache
+    def made(estimator: str, problem: str) -> dict[str, Any]:
+        thing = registry[estimator].estimator
+        return {"built": built_as(thing), "code": code_version(thing, PROBLEMS[problem].make)}
+
     found = [
-        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, **made[e])
+        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, **made(e, p))
         for p in problems
         for settings in settings_of(p, conds)
         for seed in seeds
@@ -72,7 +77,7 @@ def cells(
         found += [
             Cell(
                 estimator=e, problem="biased_regression", settings=dict(PATH), seed=seeds[0], dtype=dtype,
-                kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made[e],
+                kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made(e, "biased_regression"),
             )
             for e in estimators
         ]  # fmt: skip

@@ -16,13 +16,18 @@ def load(plugins: Sequence[str]) -> None:
         plugins: module names, or paths ending in ``.py``.
 
     Raises:
-        ModuleNotFoundError: there is no such module or file.
+        ImportError: there is no such module or file, or it fails; the message says how.
     """
     for plugin in plugins:
-        if plugin.endswith(".py"):
-            _load_file(Path(plugin).resolve())
-        else:
-            importlib.import_module(plugin)
+        try:
+            if plugin.endswith(".py"):
+                _load_file(Path(plugin).resolve())
+            else:
+                importlib.import_module(plugin)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:
+            raise ImportError(f"the plugin {plugin} fails: {type(error).__name__}: {error}") from error
 
 
 def _load_file(path: Path) -> None:

@@ -14,6 +14,7 @@ from estimators import (
     Claim,
     Estimator,
     Hypergradient,
+    NonFiniteError,
     Problem,
     Record,
     Stage,
@@ -21,6 +22,7 @@ from estimators import (
     gradients,
     hypergradient,
     run,
+    tree,
 )
 from estimators.stage import recorded_steps
 
@@ -111,6 +113,9 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
     answers: list[Hypergradient] = []
     peak = peak_bytes(lambda: answers.append(pull()))  # this pass also gives the answer, and warms the clock's
     answer = answers[0]
+    if not tree.all_finite(answer.hparams):
+        outcomes = ", ".join(o.value for o in answer.outcomes)
+        raise NonFiniteError(f"the estimate is NaN or infinite ({outcomes})")
     timing = paired_timing(
         pull, instance.gradient, device=instance.device, budget=effort.budget, least=effort.least, most=effort.most
     )

@@ -49,6 +49,31 @@ class Orders:
     effort: dict[str, Any] = field(default_factory=dict)
 
 
+class _Children:
+    """The processes at work, so that an interruption ends them all, and none of them is taken for a crash."""
+
+    def __init__(self) -> None:
+        self._alive: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._alive.add(process)
+            if self.stopped:
+                process.kill()
+
+    def discard(self, process: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._alive.discard(process)
+
+    def stop(self) -> None:
+        with self._lock:
+            self.stopped = True
+            for process in self._alive:
+                process.kill()
+
+
 def sweep(todo: Sequence[Cell], orders: Orders, report: Report) -> dict[str, int]:
     """Run what is not there yet: points first, ``jobs`` at a time, then paths, which are not timed, on every core.
 
@@ -77,9 +102,14 @@ def sweep(todo: Sequence[Cell], orders: Orders, report: Report) -> dict[str, int
     paths = [c for c in pending if c.kind == "path"]
     for group, jobs in ((points, orders.jobs), (paths, max(orders.jobs, os.cpu_count() or 1))):
         batches = split(group, jobs)
+        children = _Children()
         with ThreadPoolExecutor(max_workers=max(jobs, 1)) as pool:
-            for done in [pool.submit(_batch, batch, orders, jobs, tell) for batch in batches]:
-                done.result()
+            try:
+                for done in [pool.submit(_batch, batch, orders, jobs, tell, children) for batch in batches]:
+                    done.result()
+            except BaseException:  # Ctrl-C above all
+                children.stop()
+                raise
     return counts
 
 
@@ -97,20 +127,22 @@ def split(todo: Sequence[Cell], jobs: int) -> list[list[Cell]]:
     return [b for b in batches if b]
 
 
-def _batch(batch: list[Cell], orders: Orders, jobs: int, tell: Report) -> None:
+def _batch(batch: list[Cell], orders: Orders, jobs: int, tell: Report, children: _Children) -> None:
     """Run a batch; whenever its process dies, write the row of the cell that it died on, and go on with the rest."""
     left = list(batch)
-    while left:
-        done, culprit, reason = _child(left, orders, jobs, tell)
+    while left and not children.stopped:
+        done, culprit, reason = _child(left, orders, jobs, tell, children)
         left = [c for c in left if c.id not in done]
-        if left:  # it ended early
+        if left and not children.stopped:  # it ended early
             culprit = culprit or left[0]
             cells.write(culprit.file(orders.out), cells.row(culprit, "failed", reason, environment=None))
             tell("done", culprit, {"status": "failed", "reason": reason, "seconds": None})
             left = [c for c in left if c.id != culprit.id]
 
 
-def _child(todo: list[Cell], orders: Orders, jobs: int, tell: Report) -> tuple[set[str], Cell | None, str]:
+def _child(
+    todo: list[Cell], orders: Orders, jobs: int, tell: Report, children: _Children
+) -> tuple[set[str], Cell | None, str]:
     """Start one process on ``todo`` and follow it to its end.
 
     Returns:
@@ -130,7 +162,9 @@ def _child(todo: list[Cell], orders: Orders, jobs: int, tell: Report) -> tuple[s
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env,
+            start_new_session=True,  # the terminal's Ctrl-C is for the parent to pass on
         )  # fmt: skip
+        children.add(process)
         assert process.stdin is not None
         assert process.stdout is not None
 
@@ -159,6 +193,7 @@ def _child(todo: list[Cell], orders: Orders, jobs: int, tell: Report) -> tuple[s
             code = process.wait()
         finally:
             clock.cancel()
+            children.discard(process)
             if process.poll() is None:
                 process.kill()
             process.wait()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from benchmarks.plan import cells
 from benchmarks.problems import PROBLEMS
 from benchmarks.sweep import Orders, split, sweep
 from estimators import RULES, SOLVERS, registry
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PLUGIN = '''
 """Estimators that go wrong, each in its own way."""
@@ -204,3 +209,32 @@ def test_a_cell_that_takes_too_long_is_a_row(tmp_path: Path) -> None:
     counts = sweep([cell], Orders(out=tmp_path, timeout=0.05), lambda event, _, details: said.append((event, details)))
     assert counts == {"failed": 1}
     assert "timeout" in json.loads(cell.file(tmp_path).read_text())["reason"]
+
+
+def test_ctrl_c_stops_everything_and_blames_no_cell(tmp_path: Path) -> None:
+    """The terminal sends it to the whole group; a cell that was at work is not there, rather than there as failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "run",
+        "--estimators",
+        "cg",
+        "dense",
+        "--problems",
+        "biased_regression",
+    ]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cells/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; what is finished is kept" in said
+    rows = [json.loads(f.read_text()) for f in tmp_path.glob("cells/*.json")]
+    assert 0 < len(rows) < 26
+    assert {r["status"] for r in rows} == {"ok"}
