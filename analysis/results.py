@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ FIELDS = {
     "seed": "config.seed",
     "dtype": "config.dtype",
     "kind": "config.kind",
+    "meta_lr": "config.meta.lr",
     "cond": "config.settings.cond",
     "of": "claim.of",
     "citation": "claim.citation",
@@ -68,17 +69,22 @@ FIELDS = {
 """column -> where it stands in a file; what a file does not say is missing."""
 
 NUMBERS = (
-    "cond", "cosine", "relative_error", "direction_error", "angle", "norm_ratio", "run_error", "bound_error",
+    "cond", "meta_lr", "cosine", "relative_error", "direction_error", "angle", "norm_ratio", "run_error", "bound_error",
     "bound_angle", "seconds", "gradient_seconds", "time_ratio", "run_seconds", "peak_bytes", "gradient_peak_bytes",
     "peak_ratio", "kept_bytes", "kept_ratio", "gradients", "products", "matvecs", "jobs", "seconds_in_all",
 )  # fmt: skip
 
 
-def load(path: Path | str) -> pd.DataFrame:
+def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
     """Every readable result below ``path``, a folder that `run` wrote (or its ``cells``, or several of them).
 
-    Of results that differ in the estimator's fields only, the newest is kept. ``frame.attrs["damaged"]`` names
-    the files that could not be read: they are left out.
+    Args:
+        path: the folder.
+        ids: of these cells only (default: all).
+
+    Of results that differ in the estimator's fields, the version of the code or the length of the path only, the
+    newest is kept (of those in ``ids``). ``frame.attrs["damaged"]`` names the files that could not be read: they are
+    left out.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -95,7 +101,11 @@ def load(path: Path | str) -> pd.DataFrame:
             rows.append(_row(content))
         except (ValueError, KeyError, TypeError, OSError):
             damaged.append(file.name)
-    frame = pd.DataFrame(rows, columns=[*FIELDS, "case", "outcome", "outcome_text", "residual", "curvature"])
+    frame = pd.DataFrame(
+        rows, columns=[*FIELDS, "case", "outcome", "outcome_text", "outcomes", "residual", "curvature"]
+    )
+    if ids is not None:
+        frame = frame[frame["id"].isin(set(ids))].copy()
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column])
     frame = frame.sort_values("finished", kind="stable", na_position="first")
@@ -117,6 +127,7 @@ def _row(content: Mapping[str, Any]) -> dict[str, Any]:
     pullbacks = content.get("pullbacks") or []
     row["outcome"] = ", ".join(p["outcome"].lower().replace("_", " ") for p in pullbacks) or None
     row["outcome_text"] = "; ".join(dict.fromkeys(p["text"] for p in pullbacks)) or None
+    row["outcomes"] = {p["outcome"].lower().replace("_", " "): p["text"] for p in pullbacks}
     row["residual"] = max((p["residual"] for p in pullbacks if p["residual"] is not None), default=None)
     row["curvature"] = min((p["curvature"] for p in pullbacks if p["curvature"] is not None), default=None)
     return row

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 
 class Look(NamedTuple):
-    """Colour, marker and line of one estimator."""
+    """Colour, marker (a filled one: their edges are drawn in white) and line of one estimator."""
 
     color: str
-    marker: str
+    marker: Any
     line: Any
 
 
@@ -33,7 +33,13 @@ LOOKS: dict[str, Look] = {
     "composed": Look("#666666", "8", "-"),
 }
 
-SPARE = [Look(c, m, "-") for c, m in zip(("#332288", "#117733", "#882255", "#999933", "#661100"), "1234+", strict=True)]
+SPARE = [
+    Look("#332288", "H", "-"),
+    Look("#117733", (4, 1, 0), "-"),
+    Look("#882255", (3, 1, 0), "-"),
+    Look("#999933", (6, 1, 0), "-"),
+    Look("#661100", (4, 1, 45), "-"),
+]
 """For estimators that this list does not know, in alphabetical order."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,8 @@ from rich.table import Table
 from .style import order
 
 WIDTH = 210
+SPARE = {160: ("estimates", "kept / gradient"), 110: ("ms", "peak / gradient", "products")}
+"""width -> what is left out below it, so that words are not cut."""
 COLUMNS = (
     "estimator", "estimates", "cosine", "relative error", "ms", "time / gradient", "peak / gradient",
     "kept / gradient", "products", "outcome",
@@ -27,16 +29,23 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=WIDTH)
+    spare = [name for width, names in SPARE.items() if console.width < width for name in names]
     points = frame[frame["kind"] == "point"]
     for (case, dtype), rows in points.groupby(["case", "dtype"], sort=False):
-        console.print(block(str(case), str(dtype), rows))
+        console.print(block(str(case), str(dtype), rows, spare))
+    kept = "come on top" if spare else "(next column) come on top"
     console.print(
-        "Median over seeds \\[smallest..largest]. cosine, relative error: to the truth. ms: the hypergradient alone, given "
-        "the run. / gradient: in units of one plain training gradient, timed in turn with it; peak: tensor bytes alive "
-        "at once; kept: bytes of recorded states. products: second-order ones. ×lr, ×H: the estimate is scaled by "
-        "definition, so its relative error says little.",
+        "Median over seeds \\[smallest..largest]. cosine, relative error: to the truth; undefined: the answer is 0. ms: "
+        "the hypergradient alone, given the run. / gradient: in units of one plain training gradient, timed in turn "
+        f"with it; peak: of the pullback alone, the kept states {kept}. products: second-order ones. ×lr, ×H: the "
+        "estimate is scaled by definition, so its relative error says little.",
         style="dim",
     )
+    if spare:
+        console.print(f"Left out for want of width: {', '.join(spare)}; table.txt has them.", style="dim")
+    words = {w: _brief(t) for found in points["outcomes"] if isinstance(found, dict) for w, t in found.items()}
+    if words:
+        console.print("Outcomes: " + escape("; ".join(f"{w}: {t}" for w, t in words.items())) + ".", style="dim")
     seeds = points[points["status"] == "ok"].groupby(["case", "estimator"])["seed"].nunique()
     if len(seeds) and seeds.max() < 6:
         console.print(f"{seeds.max()} seed(s): fewer than the 6 that a claim 'A beats B' needs.", style="dim")
@@ -54,23 +63,29 @@ def save(frame: pd.DataFrame, path: Path) -> None:
         show(frame, Console(file=file, width=WIDTH, highlight=False))
 
 
-def block(case: str, dtype: str, rows: pd.DataFrame) -> Table:
-    """One problem instance."""
+def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()) -> Table:
+    """One problem instance, without the ``spare`` columns."""
     fine = rows[rows["status"] == "ok"]
     truths = ", ".join(sorted(set(fine["truth"].dropna()))) or "unknown"
     count = rows["seed"].nunique()
     title = f"{escape(case)}, {dtype}, {count} seed{'s' * (count > 1)}; truth: {truths}"
-    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
-    for name in COLUMNS:
+    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 0 if spare else 1))
+    shown = [i for i, name in enumerate(COLUMNS) if name not in spare]
+    for name in (COLUMNS[i] for i in shown):
         text = name in ("estimator", "estimates", "outcome")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name == "estimator", overflow="fold")
+        table.add_column(
+            name, justify="left" if text else "right", no_wrap=name in ("estimator", "cosine"), overflow="fold"
+        )
     refused = []
     for name in order(rows["estimator"]):
         mine = rows[rows["estimator"] == name]
         if (mine["status"] == "refused").all():
             refused.append(name)
             continue
-        table.add_row(*line(name, mine))
+        texts = line(name, mine)
+        if spare:
+            texts[2] = texts[2].replace(" \\[", "\n\\[")  # the cosine
+        table.add_row(*(texts[i] for i in shown))
     if refused:
         table.caption = f"does not apply (reasons below): {', '.join(refused)}"
         table.caption_justify = "left"
@@ -85,11 +100,12 @@ def line(name: str, rows: pd.DataFrame) -> list[str]:
     outcome = ", ".join(what if len(states) == 1 else f"{what} ({n})" for what, n in states.items())
     if fine.empty:
         return [name, *[""] * (len(COLUMNS) - 2), f"[red]{outcome}[/]"]
+    undefined = fine.loc[fine["cosine"].isna(), "relative_error"].notna().all()
     scale = SCALES.get(fine["scale"].iloc[0], "")
     return [
         name,
         str(fine["of"].iloc[0]),
-        spread(fine["cosine"], lambda x: f"{x:.4f}"),
+        spread(fine["cosine"], lambda x: f"{x:.4f}", "undefined" if undefined else "not finite"),
         spread(fine["relative_error"], short) + scale,
         spread(fine["seconds"] * 1e3, short),
         spread(fine["time_ratio"], short),
@@ -100,13 +116,13 @@ def line(name: str, rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def spread(values: pd.Series, write: Callable[[float], str]) -> str:
-    """Median and range; the range is left out where it rounds to nothing."""
+def spread(values: pd.Series, write: Callable[[float], str], missing: str = "not finite") -> str:
+    """Median and range; the range is left out where it rounds to nothing. ``missing``: what to call a NaN."""
     known = values.dropna()
     if known.empty:
-        return "not finite"
+        return missing
     low, middle, high = (write(x) for x in (known.min(), known.median(), known.max()))
-    lost = f" ({len(values) - len(known)} not finite)" if len(known) < len(values) else ""
+    lost = f" ({len(values) - len(known)} {missing})" if len(known) < len(values) else ""
     return (middle if low == high else f"{middle} \\[{low}..{high}]") + lost
 
 
@@ -116,7 +132,13 @@ def short(x: float) -> str:
         return "0"
     if abs(x) < 1e-3 or abs(x) >= 1e5:
         return f"{x:.0e}"
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.2g}"
+    return f"{x:.0f}" if abs(x) >= 99.5 else f"{x:.2g}"
+
+
+def _brief(text: str) -> str:
+    """What an outcome means, without the advice."""
+    head, _, rest = text.partition(": ")
+    return (head if " " in head else rest or head).partition("; ")[0]
 
 
 def _reasons(frame: pd.DataFrame, console: Console) -> None:

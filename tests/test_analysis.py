@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.markers import MarkerStyle
+from rich.console import Console
 
 from analysis import figures, load
 from analysis.figures.common import coinciding
 from analysis.figures.error_cost import pareto
-from analysis.style import LOOKS, look, order
-from analysis.tables import save, short, spread
+from analysis.style import LOOKS, SPARE, look, order
+from analysis.tables import line, save, short, show, spread
 from benchmarks import cells
 from benchmarks.cells import Cell
 from estimators import registry
@@ -99,6 +102,16 @@ def test_the_newest_of_two_results_counts(folder: Path) -> None:
     assert 0.5 in set(after["relative_error"])
 
 
+def test_older_results_stay_when_they_are_asked_for(folder: Path) -> None:
+    old = Cell(estimator="cg", problem="biased_regression", settings={"cond": 2.0}, seed=0)
+    new = Cell(estimator="cg", problem="biased_regression", settings={"cond": 2.0}, seed=0, built="with other fields")
+    cells.write(new.file(folder), result(new, 0.5, finished="2026-02-02T00:00:00Z"))
+    assert old.id not in set(load(folder)["id"])
+    assert list(load(folder, ids={old.id})["id"]) == [old.id]
+    assert list(load(folder, ids=[old.id, new.id])["id"]) == [new.id]
+    assert load(folder, ids=[]).empty
+
+
 def test_the_table_shows_spread_and_reasons(folder: Path, tmp_path: Path) -> None:
     save(load(folder), tmp_path / "table.txt")
     text = (tmp_path / "table.txt").read_text()
@@ -107,6 +120,50 @@ def test_the_table_shows_spread_and_reasons(folder: Path, tmp_path: Path) -> Non
     assert "RuntimeError: [no] luck" in text
     assert "needs two stages" in text
     assert "fewer than the 6" in text
+    assert "the kept states (next column) come on top" in " ".join(text.split())
+
+
+def test_a_narrow_table_cuts_no_words(folder: Path) -> None:
+    with Console(width=120, record=True, file=io.StringIO()) as console:
+        show(load(folder), console)
+    text = console.export_text()
+    assert "kept / gradient │" not in text and "something" not in text
+    assert "Left out for want of width: estimates, kept / gradient" in text
+    assert "converged" in text
+
+
+def test_the_table_explains_the_outcomes_that_occur(tmp_path: Path) -> None:
+    for name, word, advice in (
+        ("unroll", "DONE", "complete: every step was differentiated"),
+        ("cg", "INDEFINITE", "met negative curvature: not at a minimum; train longer"),
+    ):
+        pullback = {"outcome": word, "text": advice, "residual": None, "curvature": None}
+        cell = Cell(estimator=name, problem="p")
+        cells.write(cell.file(tmp_path), result(cell, pullbacks=[pullback, pullback]))
+    save(load(tmp_path), tmp_path / "table.txt")
+    text = (tmp_path / "table.txt").read_text()
+    assert "Outcomes: done: every step was differentiated; indefinite: met negative curvature." in text
+
+
+def test_the_cosine_of_nothing_is_undefined(tmp_path: Path) -> None:
+    for name, error in (("cg", 1.0), ("dense", np.nan)):
+        cell = Cell(estimator=name, problem="p")
+        cells.write(cell.file(tmp_path), result(cell, accuracy={"cosine": np.nan, "relative_error": error}))
+    frame = load(tmp_path)
+    assert line("cg", frame[frame["estimator"] == "cg"])[2:4] == ["undefined", "1"]
+    assert line("dense", frame[frame["estimator"] == "dense"])[2:4] == ["not finite", "not finite"]
+
+
+def test_numbers_are_short() -> None:
+    assert [short(x) for x in (0, 0.5, 99.4, 99.6, 100, 1e5, 1e-4)] == [
+        "0",
+        "0.5",
+        "99",
+        "100",
+        "100",
+        "1e+05",
+        "1e-04",
+    ]
 
 
 def test_spread_says_what_was_not_finite() -> None:
@@ -150,10 +207,11 @@ def test_coinciding_curves_are_named_together() -> None:
 
 
 def test_every_registered_estimator_has_a_look_of_its_own() -> None:
-    assert set(registry) <= set(LOOKS) | {n for n in registry if n not in LOOKS}
+    assert set(registry) <= set(LOOKS)
     assert len({style.marker for style in LOOKS.values()}) == len(LOOKS)
     assert len({style.color for style in LOOKS.values()}) == len(LOOKS)
     assert order(["zzz", "sama", "unroll"]) == ["unroll", "sama", "zzz"]
+    assert all(MarkerStyle(style.marker).is_filled() for style in [*LOOKS.values(), *SPARE])
     assert look("mine", ["mine", "other"]) != look("other", ["mine", "other"])
 
 
