@@ -14,10 +14,12 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs_and_cg_agrees_with_the_unroll() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    code = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     torch.manual_seed(0)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    for block in code:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(code) == 2
     g, problem = names["g"], names["problem"]
     assert g.outcomes == (Outcome.CONVERGED,)  # type: ignore[attr-defined]
     unrolled = estimate(problem, Unroll()).hparams["log_penalty"]  # type: ignore[arg-type]
