@@ -95,7 +95,7 @@ class Forward:
             outcome=Outcome.DONE,
             cost=Cost(
                 gradients=stage.steps,
-                products=n * stage.steps,
+                products=n * stage.steps + 1,
                 kept_bytes=sum(map(tree.nbytes, [z_params, *z_slots.values()])),
             ),
         )

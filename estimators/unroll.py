@@ -104,7 +104,8 @@ class Unroll:
         pulled = pull_rule(stage, state, hparams, grads, at.params, at.slots)
         if not is_linear(stage.rule):
             through = [x.any() for x in pulled.grads.values()]
-            flowed = [*flowed, torch.stack(through).any() if through else torch.zeros((), dtype=torch.bool)]
+            nothing = next(iter(at.params.values())).new_zeros((), dtype=torch.bool)
+            flowed = [*flowed, torch.stack([nothing, *through]).any()]
         hessian, mixed = self.product(
             objective, state.params, hparams, pulled.grads, wrt_params=state.params if needs_rows else (),
             wrt_hparams=hparams,
