@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,14 +28,65 @@ def handle(name: str, names: Sequence[str], label: str | None = None, *, line: b
     )  # fmt: skip
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
-    """One legend for all panels, outside of them."""
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4)
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int, notes: Sequence[str] = ()) -> None:
+    """One legend for all panels, outside of them, and under it small grey lines, for which the figure grows."""
+    lines = [line for note in notes for line in textwrap.wrap(note, 140)]
+    more = 0.12 * len(lines) + 0.04 * bool(lines)  # inches
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + more)
+    low = more / (height + more)
+    figure.set_layout_engine("constrained", rect=(0, low, 1, 1 - low))
+    figure.legend(
+        handles=list(handles), loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4,
+        fontsize=7, borderaxespad=0.5 + more * 72 / 7,  # above the notes
+    )  # fmt: skip
+    figure.text(0.01, low, "\n".join(lines), va="top", fontsize=6, color="#666666", linespacing=1.2)
+
+
+def not_shown(items: Sequence[str]) -> list[str]:
+    """The note on what is left out, if anything is."""
+    return ["not shown: " + ", ".join(items)] if items else []
+
+
+def one_dtype(rows: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
+    """Rows of one dtype: they are never pooled.
+
+    Returns:
+        The rows of the dtype that most results have, what a title adds about it, and the names of the others.
+    """
+    counts = rows.loc[rows["status"] == "ok", "dtype"].value_counts()
+    if counts.empty:
+        return rows, "", []
+    kept = max(counts.index, key=lambda name: (counts[name], name))
+    return rows[rows["dtype"] == kept], "" if kept == "float64" else f", {kept}", sorted({*rows["dtype"]} - {kept})
+
+
+def missing(rows: pd.DataFrame, values: Sequence[str], names: Collection[str] = ()) -> list[str]:
+    """``name (reason)`` of what failed or lacks one of ``values``; of what was refused too if it is in ``names``."""
+    notes = []
+    for name in order(rows["estimator"]):
+        mine = rows[rows["estimator"] == name]
+        reasons = Counter(r for _, row in mine.iterrows() if (r := _reason(row, values, name in names)))
+        texts = [why if n == len(mine) else f"{why}, {n} of {len(mine)}" for why, n in reasons.items()]
+        if texts:
+            notes.append(f"{name} ({'; '.join(texts)})")
+    return notes
+
+
+def _reason(row: pd.Series, values: Sequence[str], refusals: bool) -> str | None:
+    if row["status"] == "refused":
+        return "does not apply" if refusals else None
+    if row["status"] != "ok":
+        return textwrap.shorten(f"{row['status']}: {row['reason'] or 'no reason given'}", 60, placeholder=" …")
+    lost = [v for v in values if pd.isna(row[v])]
+    if not lost:
+        return None
+    return "undefined: the answer is 0" if lost == ["angle"] and pd.notna(row["relative_error"]) else "not finite"
 
 
 def better(axes: Axes, where: str) -> None:
-    """Mark the direction of better: "down", "up", or "down left"."""
-    arrow = {"down": "↓ better", "up": "↑ better", "down left": "↙ better"}[where]
+    """Mark the direction of better: "down" or "up"."""
+    arrow = {"down": "↓ better", "up": "↑ better"}[where]
     axes.annotate(
         arrow, (1.0, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
         fontsize=6.5, color="#555555",
@@ -54,9 +107,9 @@ def coinciding(curves: dict[str, np.ndarray], tolerance: float) -> list[list[str
     return groups
 
 
-def floored(values: pd.Series) -> pd.Series:
+def floored(values: pd.Series, floor: float = FLOOR) -> pd.Series:
     """For a logarithmic axis."""
-    return values.clip(lower=FLOOR)
+    return values.clip(lower=floor)
 
 
 def area(marker: str, points: float) -> float:

@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..style import WIDTH, look, order
-from .common import area, better, floored, handle, legend_below
+from .common import area, better, floored, handle, legend_below, missing, not_shown, one_dtype
 
 RUN = ("unroll", "unroll-checkpointed", "forward", "unroll-truncated")
+"""These differentiate the run; so does any other whose claim names the run as its target."""
 
 
 def draw(frame: pd.DataFrame) -> Figure | None:
@@ -23,20 +24,19 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     Every seed is a point (moved sideways a little, so that none hides another), a line joins the medians, and the
     dashed line is the largest of the seeds' bounds, which `benchmarks.theory` derives.
     """
-    rows = frame[(frame["kind"] == "point") & (frame["problem"] == "biased_regression") & (frame["status"] == "ok")]
+    cells, dtype, others = one_dtype(frame[(frame["kind"] == "point") & (frame["problem"] == "biased_regression")])
+    rows = cells[cells["status"] == "ok"]
     if rows["cond"].nunique() < 2:
         return None
     names = order(rows["estimator"])
-    scaled = [n for n in names if (rows.loc[rows["estimator"] == n, "scale"] != "true").all()]
+    family = {n: _family(n, rows[rows["estimator"] == n]) for n in names}
     panels = [
-        ("differentiating the run", [n for n in names if n in RUN], "relative_error", "bound_error"),
-        (
-            "implicit differentiation",
-            [n for n in names if n not in RUN and n not in scaled],
-            "relative_error",
-            "bound_error",
-        ),
-        ("identity for the inverse", scaled, "angle", "bound_angle"),
+        (title, [n for n in names if family[n] == title], value, bound)
+        for title, value, bound in (
+            ("differentiating the run", "relative_error", "bound_error"),
+            ("implicit differentiation", "relative_error", "bound_error"),
+            ("identity for the inverse", "angle", "bound_angle"),
+        )
     ]
     panels = [p for p in panels if p[1]]
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
@@ -50,6 +50,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         if value == "angle":
             axes.set(ylabel=r"angle to the true $\nabla_\lambda M$ (degrees)", ylim=(0, 92), yticks=range(0, 91, 15))
+            if (rows.loc[rows["estimator"].isin(members), value] > 90).any():
+                axes.set(ylim=(0, 184), yticks=range(0, 181, 30))
         else:
             axes.set(ylabel=r"relative error to the true $\nabla_\lambda M$", yscale="log")
         axes.grid()
@@ -61,8 +63,19 @@ def draw(frame: pd.DataFrame) -> Figure | None:
             axes.set_ylim(low, high)
     handles = [handle(n, names) for n in names]
     handles.append(Line2D([], [], color="#777777", linestyle=(0, (2, 2)), linewidth=0.9, label="theory's upper bound"))
-    legend_below(figure, handles, 5)
+    lost = missing(cells[~cells["estimator"].isin(names)], [])
+    for _, members, value, _ in panels:
+        lost += missing(cells[cells["estimator"].isin(members)], [value], names)
+    if dtype:
+        figure.suptitle(f"biased_regression{dtype}", fontsize=8)
+    legend_below(figure, handles, 5, not_shown([*lost, *others]))
     return figure
+
+
+def _family(name: str, rows: pd.DataFrame) -> str:
+    if name in RUN or (rows["target"] == "run").any():
+        return "differentiating the run"
+    return "implicit differentiation" if (rows["scale"] == "true").any() else "identity for the inverse"
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, members: Sequence[str], value: str, bound: str, names: list[str]) -> None:

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..style import WIDTH, look, order
-from .common import area, handle, legend_below
+from .common import area, floored, handle, legend_below, missing, not_shown, one_dtype
 
-MOST_PANELS = 3
-FLOOR = 1e-6
+COLUMNS = 3
+FLOOR = 1e-4
 """Smaller errors are drawn here: nobody pays for them, and the axis is for those that differ."""
 FEWEST = 4
 """A panel with fewer estimators says nothing about a trade."""
@@ -24,28 +24,48 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     The error is that of the direction: the distance between the unit vectors, 2 sin(angle / 2). It is fair to
     estimators that carry a learning rate, and tells the right way (0) from across (1.41) and the wrong way (2).
     """
-    rows = frame[(frame["kind"] == "point") & (frame["status"] == "ok")]
-    rows = rows.dropna(subset=["angle", "time_ratio"])
+    cells, dtype, others = one_dtype(frame[frame["kind"] == "point"])
+    rows = cells[cells["status"] == "ok"].dropna(subset=["angle", "time_ratio"])
     rows = rows.assign(direction_error=2 * np.sin(np.radians(rows["angle"]) / 2))
     cases = _cases(rows)
     if not cases:
         return None
     names = order(rows.loc[rows["case"].isin(cases), "estimator"])
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    grid = figure.subplots(1, len(cases), squeeze=False)[0]
-    for axes, case in zip(grid, cases, strict=True):
-        _panel(axes, rows[rows["case"] == case], names)
-        axes.set(xscale="log", yscale="log", xlabel="time / one training gradient")
-        axes.set_title(_title(case), loc="left")
+    columns = min(COLUMNS, len(cases))
+    lines = -(-len(cases) // columns)
+    figure = Figure(figsize=(WIDTH, 0.7 + 2.8 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    lost = [
+        f"{problem} (fewer than {FEWEST} estimators)"
+        for problem in dict.fromkeys(cells["problem"])
+        if problem not in set(rows.loc[rows["case"].isin(cases), "problem"])
+    ]
+    for axes in list(grid.flat)[len(cases) :]:
+        axes.set_visible(False)
+    for axes, case in zip(grid.flat, cases, strict=False):
+        mine = rows[rows["case"] == case]
+        _panel(axes, mine, names)
+        lost += [
+            f"{note} on {_title(case)}"
+            for note in missing(cells[cells["case"] == case], ["angle", "time_ratio"], names)
+        ]
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel("time of the hypergradient, run not\nincluded / one training gradient", fontsize=7)
+        itself = mine["truth"].astype(str).str.contains("unroll").any()
+        axes.set_title(_title(case) + ("\n(truth: the float64 unroll itself)" if itself else ""), loc="left")
         axes.grid()
         axes.set_ylim(FLOOR / 2, 4)
-        axes.annotate("↙ better", (0.03, 0.03), xycoords="axes fraction", fontsize=6.5, color="#555555")
-    grid[0].set_ylabel(
-        r"direction error: $\|\hat g-\hat g_{\rm true}\|$ of unit vectors" "\n(at the floor: 1e-6 or less)"
-    )
+        axes.annotate("↙ better", (0.03, 0.1), xycoords="axes fraction", fontsize=6.5, color="#555555")
+    for axes in grid[:, 0]:
+        axes.set_ylabel(
+            r"direction error: $\|\hat g-\hat g_{\rm true}\|$ of unit vectors"
+            f"\n(at the floor: {FLOOR:.0e} or less)".replace("e-0", "e-")
+        )
     handles = [handle(n, names, line=False) for n in names]
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))
-    legend_below(figure, handles, 5)
+    if dtype:
+        figure.suptitle(dtype.removeprefix(", "), fontsize=8)
+    legend_below(figure, handles, 5, not_shown([*lost, *others]))
     return figure
 
 
@@ -57,19 +77,19 @@ def _cases(rows: pd.DataFrame) -> list[str]:
         cases = list(dict.fromkeys(mine["case"]))
         if cases:
             chosen.append(cases[max(len(cases) - 2, 0)])
-    return chosen[:MOST_PANELS]
+    return chosen
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
     medians = rows.groupby("estimator")[["time_ratio", "direction_error"]].median()
-    medians["direction_error"] = _floored(medians["direction_error"])
+    medians["direction_error"] = floored(medians["direction_error"], FLOOR)
     front = pareto(medians)
     axes.step(front["time_ratio"], front["direction_error"], where="post", color="#999999", linewidth=0.9, zorder=1)
     for name in order(rows["estimator"]):
         style = look(name, names)
         mine = rows[rows["estimator"] == name]
         axes.scatter(
-            mine["time_ratio"], _floored(mine["direction_error"]), s=area(style.marker, 6), color=style.color, marker=style.marker, alpha=0.45,
+            mine["time_ratio"], floored(mine["direction_error"], FLOOR), s=area(style.marker, 6), color=style.color, marker=style.marker, alpha=0.45,
             linewidths=0.3, zorder=2,
         )  # fmt: skip
         at = medians.loc[name]
@@ -87,10 +107,6 @@ def pareto(points: pd.DataFrame) -> pd.DataFrame:
             best = row["direction_error"]
             kept.append(name)
     return points.loc[kept]
-
-
-def _floored(values: pd.Series) -> pd.Series:
-    return values.clip(lower=FLOOR)
 
 
 def _title(case: str) -> str:

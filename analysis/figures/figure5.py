@@ -7,22 +7,33 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..style import WIDTH, look
-from .common import better, coinciding, handle, legend_below
+from ..style import WIDTH, look, order
+from .common import better, coinciding, handle, legend_below, missing, not_shown, one_dtype
+
+SAME_COSINE = 0.002
+SAME_DISTANCE = 0.005
+"""Of the largest distance. Curves that differ by less than both are drawn as one."""
 
 
 def draw(frame: pd.DataFrame) -> Figure | None:
     """Left: cosine to the true hypergradient at each estimator's own lambda. Right: distance to the best lambda."""
-    rows = frame[(frame["kind"] == "path") & (frame["status"] == "ok")]
+    cells, dtype, others = one_dtype(frame[frame["kind"] == "path"])
+    rows = cells[cells["status"] == "ok"]
     if rows.empty:
         return None
-    rows = rows[(rows["case"] == rows["case"].iloc[0]) & (rows["dtype"] == rows["dtype"].iloc[0])]
-    rows = rows.drop_duplicates("estimator")
+    first = rows.iloc[0]
+    others += [f"{case} (another path)" for case in dict.fromkeys(rows["case"]) if case != first["case"]]
+    cells = cells[(cells["case"] == first["case"]) & (cells["seed"] == first["seed"])]
+    rows = cells[cells["status"] == "ok"]
     names = list(rows["estimator"])
-    cosines = {r.estimator: np.array(r.path_cosine, dtype=float) for r in rows.itertuples()}
-    distances = {r.estimator: np.array(r.path_distance, dtype=float) for r in rows.itertuples()}
-    both = {n: np.concatenate([cosines[n], distances[n]]) for n in names}
-    groups = coinciding(both, 0.005 * float(np.nanmax(np.concatenate(list(distances.values())))))
+    cosines = {n: _series(y) for n, y in zip(names, rows["path_cosine"], strict=True)}
+    distances = {n: _series(y) for n, y in zip(names, rows["path_distance"], strict=True)}
+    all_cosines, all_distances = _finite(cosines), _finite(distances)
+    if not all_cosines.size and not all_distances.size:
+        return None
+    groups = _both(
+        coinciding(cosines, SAME_COSINE), coinciding(distances, SAME_DISTANCE * float(all_distances.max(initial=0)))
+    )
 
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -36,20 +47,66 @@ def draw(frame: pd.DataFrame) -> Figure | None:
             )  # fmt: skip
     left.set(xlabel="meta step $t$", ylabel=r"cosine to the true $\nabla_\lambda M$ at own $\lambda_t$")
     right.set(xlabel="meta step $t$", ylabel=r"distance $\|\lambda_t-\lambda^*\|_2$")
-    low = min(float(np.nanmin(c)) for c in cosines.values())
+    low = float(all_cosines.min(initial=1))
     left.set_ylim(min(0.0, low - 0.05) if low < 0.5 else low - 0.05, 1.02)
     left.set_title("direction", loc="left")
-    right.set_title("convergence", loc="left")
-    for axes in (left, right):
+    right.set_title("distance to the optimum", loc="left")
+    for axes, values in ((left, all_cosines), (right, all_distances)):
         axes.grid()
+        if not values.size:
+            axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", color="#666666")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     better(left, "up")
     better(right, "down")
-    figure.suptitle(
-        f"{rows['case'].iloc[0]}, seed {rows['seed'].iloc[0]}: every estimator on its own path (Adam)", fontsize=8
-    )
-    legend_below(figure, [handle(g[0], names, _wrapped(g)) for g in groups], 2)
+    figure.suptitle(f"{first['case']}, seed {first['seed']}{dtype}: every estimator on its own path (Adam)", fontsize=8)
+    lost = missing(cells, [])
+    if all_cosines.size:
+        lost += _gaps(cosines, "cosine")
+    if all_distances.size:
+        lost += _gaps(distances, "distance")
+    notes = [_length(first, distances), *not_shown([*lost, *others])]
+    legend_below(figure, [handle(g[0], names, _wrapped(g)) for g in groups], 2, notes)
     return figure
+
+
+def _series(values: object) -> np.ndarray:
+    return np.array(values, dtype=float) if isinstance(values, list) else np.array([])
+
+
+def _finite(curves: dict[str, np.ndarray]) -> np.ndarray:
+    values = np.concatenate(list(curves.values()))
+    return values[np.isfinite(values)]
+
+
+def _both(one: list[list[str]], other: list[list[str]]) -> list[list[str]]:
+    """Groups of names that are together in both groupings."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in order(name for group in one for name in group):
+        groups.setdefault(tuple(i for part in (one, other) for i, g in enumerate(part) if name in g), []).append(name)
+    return list(groups.values())
+
+
+def _gaps(curves: dict[str, np.ndarray], what: str) -> list[str]:
+    """Curves that are not drawn, or not as a whole."""
+    notes = []
+    for name, y in curves.items():
+        lost = int((~np.isfinite(y)).sum())
+        if lost == y.size:
+            notes.append(f"{name} ({what}: undefined or not finite)")
+        elif lost:
+            notes.append(f"{name} ({what}: not finite at {lost} of {y.size} steps)")
+    return notes
+
+
+def _length(first: pd.Series, distances: dict[str, np.ndarray]) -> str:
+    """What the paths are, and how little their ends say."""
+    text = f"one seed; {max(map(len, distances.values())) - 1} steps of Adam"
+    if pd.notna(first["meta_lr"]):
+        text += f", lr {first['meta_lr']:g}"
+    shares = [y[-1] / y[0] for y in distances.values() if y.size and np.isfinite(y[[0, -1]]).all() and y[0] > 0]
+    if shares and min(shares) > 0.1:
+        text += ": far from converged, a shorter distance here is not a better gradient"
+    return text
 
 
 def _wrapped(group: list[str]) -> str:
