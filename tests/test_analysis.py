@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
+from matplotlib.text import Text
 from rich.console import Console
 
 from analysis import figures, load
@@ -188,6 +190,118 @@ def test_every_point_is_drawn_and_stays_under_its_bound(folder: Path) -> None:
     assert sum(points) == 4 * 3 * 3
     measured = frame.dropna(subset=["bound_error"])
     assert (measured["relative_error"] <= measured["bound_error"]).all()
+
+
+def texts(figure: Figure | None) -> str:
+    assert figure is not None
+    figure.draw_without_rendering()
+    return "\n".join(t.get_text() for t in figure.findobj(Text))
+
+
+def drawn(figure: Figure | None) -> dict[str, set[str]]:
+    """Title of a panel -> what is drawn in it."""
+    assert figure is not None
+    return {
+        a.get_title(loc="left"): {str(c.get_gid()) for c in [*a.collections, *a.lines] if c.get_gid()}
+        for a in figure.axes
+    }
+
+
+def path(cell: Cell, cosine: object, distance: object) -> dict:
+    series = {"cosine": cosine, "angle": cosine, "value": [1.0] * 3, "distance": distance}
+    return cells.row(cell, "ok", path=series, finished="2026-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_zero_and_a_nan_do_not_crash_the_figures(folder: Path, tmp_path: Path, alone: bool) -> None:
+    folder = tmp_path / "alone" if alone else folder
+    nan = np.nan
+    where = {"settings": {"cond": 30.0}, "kind": "path", "meta": {"steps": 3, "lr": 0.1}}
+    for name, relative, curve, distance in (
+        ("zero", 1.0, [nan] * 3, [3.0] * 4),
+        ("lost", nan, [nan] * 3, [3.0, nan, nan, nan]),
+        ("empty", nan, [], []),
+        ("none", nan, None, None),
+    ):
+        for cond in (2.0, 10.0):
+            cell = Cell(estimator=name, problem="biased_regression", settings={"cond": cond})
+            errors = {"cosine": nan, "relative_error": relative, "direction_error": nan, "angle": nan}
+            cells.write(cell.file(folder), result(cell, accuracy=errors, bound=None))
+        cell = Cell(estimator=name, problem="biased_regression", **where)
+        cells.write(cell.file(folder), path(cell, curve, distance))
+    frame = load(folder)
+    figures.draw_all(frame, tmp_path / "figures")
+    text = texts(figures.FIGURES["figure5"](frame))
+    assert "far from converged, a shorter distance here is not a better gradient" in text
+    assert "lost (distance: not finite at 3 of 4 steps)" in " ".join(text.split())
+    assert alone or "zero (cosine: undefined or not finite)" in " ".join(text.split())
+    text = texts(figures.FIGURES["error_condition"](frame))
+    assert "lost (not finite)" in text and "zero (" not in text  # its error is 1
+    if not alone:
+        assert "dense (failed: RuntimeError: [no] luck)" in " ".join(text.split())
+        text = texts(figures.FIGURES["error_cost"](load(folder)))
+        assert "not shown: " in text
+
+
+def test_curves_are_one_only_if_cosine_and_distance_agree(tmp_path: Path) -> None:
+    for name, cosine, distance in (
+        ("unroll", 1.0, 100.0),
+        ("cg", 0.999, 100.4),  # within 0.002, and within 0.5 % of the largest
+        ("neumann", 0.95, 100.0),
+        ("sama", 1.0, 99.0),
+    ):
+        cell = Cell(estimator=name, problem="biased_regression", kind="path", meta={"steps": 3, "lr": 0.1})
+        cells.write(cell.file(tmp_path), path(cell, [cosine] * 3, [distance] * 4))
+    panels = drawn(figures.FIGURES["figure5"](load(tmp_path)))
+    assert panels == {title: {"unroll", "neumann", "sama"} for title in ("direction", "distance to the optimum")}
+
+
+@pytest.mark.parametrize("name", ["error_condition", "error_cost"])
+def test_dtypes_are_not_pooled(folder: Path, name: str) -> None:
+    before = drawn(figures.FIGURES[name](load(folder)))
+    for estimator in LOOKS:
+        cell = Cell(estimator=estimator, problem="biased_regression", settings={"cond": 10.0}, dtype="float32")
+        cells.write(cell.file(folder), result(cell))
+    figure = figures.FIGURES[name](load(folder))
+    assert drawn(figure) == before
+    assert "float32" in texts(figure).split("not shown: ")[1]
+    only = load(folder)
+    only = only[only["dtype"] == "float32"]
+    other = figures.FIGURES["error_cost"](only)
+    assert "float32" in texts(other) and "not shown" not in texts(other)
+
+
+def test_a_plugin_lands_in_its_panel(folder: Path) -> None:
+    claim = {"of": "x", "citation": "x", "exact": False}
+    for name, target, scale in (
+        ("mine", "run", "true"),
+        ("yours", "optimum", "true"),
+        ("theirs", "direction", "lr"),
+        ("unroll-truncated", "direction", "true"),
+    ):
+        for cond in (2.0, 10.0):
+            cell = Cell(estimator=name, problem="biased_regression", settings={"cond": cond})
+            row = result(cell, claim=claim | {"target": target, "scale": scale})
+            cells.write(cell.file(folder), row)
+    panels = drawn(figures.FIGURES["error_condition"](load(folder)))
+    assert panels["differentiating the run"] >= {"mine", "unroll-truncated"}
+    assert panels["implicit differentiation"] == {"yours"}
+    assert panels["identity for the inverse"] == {"theirs"}
+
+
+def test_every_problem_has_a_panel_and_its_truth(tmp_path: Path) -> None:
+    for i in range(5):
+        for name in ("unroll", "cg", "neumann", "sama"):
+            cell = Cell(estimator=name, problem=f"problem{i}")
+            truth = "full unroll in float64" if i == 4 else "closed form"
+            cells.write(cell.file(tmp_path), result(cell, truth=truth))
+    cell = Cell(estimator="cg", problem="lonely")
+    cells.write(cell.file(tmp_path), result(cell))
+    figure = figures.FIGURES["error_cost"](load(tmp_path))
+    text = texts(figure)
+    assert [f"problem{i}" in text for i in range(5)] == [True] * 5
+    assert text.count("(truth: the float64 unroll itself)") == 1
+    assert "not shown: lonely (fewer than 4 estimators)" in text
 
 
 def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
