@@ -30,8 +30,8 @@ def handle(name: str, names: Sequence[str], label: str | None = None, *, line: b
 
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int, notes: Sequence[str] = ()) -> None:
     """One legend for all panels, outside of them, and under it small grey lines, for which the figure grows."""
-    lines = [line for note in notes for line in textwrap.wrap(note, 140)]
-    more = 0.12 * len(lines) + 0.04 * bool(lines)  # inches
+    lines = [line for note in notes for line in textwrap.wrap(note, 160)]
+    more = 0.108 * len(lines) + 0.04 * bool(lines)  # inches
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + more)
     low = more / (height + more)
@@ -45,7 +45,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int, notes: Se
 
 def not_shown(items: Sequence[str]) -> list[str]:
     """The note on what is left out, if anything is."""
-    return ["not shown: " + ", ".join(items)] if items else []
+    return ["not shown: " + "; ".join(items)] if items else []
 
 
 def one_dtype(rows: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
@@ -69,7 +69,7 @@ def missing(rows: pd.DataFrame, values: Sequence[str], names: Collection[str] = 
         reasons = Counter(r for _, row in mine.iterrows() if (r := _reason(row, values, name in names)))
         texts = [why if n == len(mine) else f"{why}, {n} of {len(mine)}" for why, n in reasons.items()]
         if texts:
-            notes.append(f"{name} ({'; '.join(texts)})")
+            notes.append(f"{name} ({', '.join(texts)})")
     return notes
 
 

@@ -40,15 +40,14 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         for problem in dict.fromkeys(cells["problem"])
         if problem not in set(rows.loc[rows["case"].isin(cases), "problem"])
     ]
+    where: dict[str, list[str]] = {}
     for axes in list(grid.flat)[len(cases) :]:
         axes.set_visible(False)
     for axes, case in zip(grid.flat, cases, strict=False):
         mine = rows[rows["case"] == case]
         _panel(axes, mine, names)
-        lost += [
-            f"{note} on {_title(case)}"
-            for note in missing(cells[cells["case"] == case], ["angle", "time_ratio"], names)
-        ]
+        for note in missing(cells[cells["case"] == case], ["angle", "time_ratio"], names):
+            where.setdefault(note, []).append(_title(case))
         axes.set(xscale="log", yscale="log")
         axes.set_xlabel("time of the hypergradient, run not\nincluded / one training gradient", fontsize=7)
         itself = mine["truth"].astype(str).str.contains("unroll").any()
@@ -63,6 +62,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         )
     handles = [handle(n, names, line=False) for n in names]
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))
+    lost += [f"{note} on {', '.join(places)}" for note, places in where.items()]
     if dtype:
         figure.suptitle(dtype.removeprefix(", "), fontsize=8)
     legend_below(figure, handles, 5, not_shown([*lost, *others]))

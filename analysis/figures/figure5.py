@@ -88,14 +88,14 @@ def _both(one: list[list[str]], other: list[list[str]]) -> list[list[str]]:
 
 def _gaps(curves: dict[str, np.ndarray], what: str) -> list[str]:
     """Curves that are not drawn, or not as a whole."""
-    notes = []
+    names: dict[str, list[str]] = {}
     for name, y in curves.items():
         lost = int((~np.isfinite(y)).sum())
         if lost == y.size:
-            notes.append(f"{name} ({what}: undefined or not finite)")
+            names.setdefault("undefined or not finite", []).append(name)
         elif lost:
-            notes.append(f"{name} ({what}: not finite at {lost} of {y.size} steps)")
-    return notes
+            names.setdefault(f"not finite at {lost} of {y.size} steps", []).append(name)
+    return [f"{', '.join(who)} ({what}: {why})" for why, who in names.items()]
 
 
 def _length(first: pd.Series, distances: dict[str, np.ndarray]) -> str:
