@@ -144,11 +144,10 @@ def test_other_operations_are_refused_when_they_matter(name: str) -> None:
         reverse_over_forward(loss, PARAMS, HPARAMS, TANGENT, wrt_params=PARAMS)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+# silu: torch 2.13 has no forward mode for its backward, which double numbers need even here
+@pytest.mark.parametrize("name", [n for n in REFUSED if n != "silu"])
 def test_they_do_not_matter_upstream_of_what_is_wanted(name: str) -> None:
     """theta is detached when only M'v is asked for: an operation before lam is then a constant with a tangent."""
-    if name == "silu":
-        pytest.skip("torch 2.13 has no forward mode for its backward; it raises where theta requires grad only")
     loss = loss_of(REFUSED[name])
     (_, got), (_, want) = (
         form(loss, PARAMS, HPARAMS, TANGENT, wrt_hparams=["a"]) for form in (reverse_over_forward, reverse_over_reverse)
