@@ -197,11 +197,9 @@ def _show(out: Path, *, ids: set[str] | None = None, draw: bool, text: bool = Tr
     """Table and figures from the files in ``out`` (of ``ids`` only, if given)."""
     from analysis import figures, results, tables
 
-    frame = results.load(out)
+    frame = results.load(out, ids=ids)
     for name in frame.attrs["damaged"]:
         print(f"hypergradbench: {name} is damaged and was left out", file=sys.stderr)
-    if ids is not None:
-        frame = frame[frame["id"].isin(ids)]
     if frame.empty:
         print(f"hypergradbench: no results in {out}", file=sys.stderr)
         return 1
