@@ -15,7 +15,7 @@ from .adaptation import check_derivative, check_differentiable, rule_hparams
 from .errors import HypergradientError, NotApplicableError
 from .estimator import FIRST_STATE_ONLY, Cost, Pullback
 from .products import NoGradCutsTangents, reverse_over_reverse
-from .rules import Slots
+from .rules import Slots, is_linear
 from .solvers import Outcome
 from .stage import Record, Stage, State, advance
 from .tree import Tree
@@ -150,6 +150,8 @@ class Forward:
         theta, slots = tree.select(state.params, grads), {k: state.slots[k] for k in grads}
 
         def tangent(dg: Tree, z: Tree, zs: AllSlots, direction: Tree) -> tuple[Tree, AllSlots]:
+            if is_linear(stage.rule):  # a linear map is its own derivative
+                return update(dg, z, zs, hparams)
             out = jvp(update, (grads, theta, slots, hparams), (dg, z, zs, direction))[1]
             return cast(tuple[Tree, AllSlots], out)
 
