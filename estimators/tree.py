@@ -28,18 +28,22 @@ def detach(a: Mapping[str, Tensor]) -> Tree:
 
 
 def zeros_like(a: Mapping[str, Tensor]) -> Tree:
+    """The zero of the space of ``a``."""
     return map_tree(torch.zeros_like, a)
 
 
 def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    """``a + b``."""
     return {k: x + b[k] for k, x in a.items()}
 
 
 def sub(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
+    """``a - b``."""
     return {k: x - b[k] for k, x in a.items()}
 
 
 def scale(a: Mapping[str, Tensor], c: float | Tensor) -> Tree:
+    """``c a``."""
     return {k: x * c for k, x in a.items()}
 
 
@@ -99,6 +103,7 @@ def size(a: Mapping[str, Tensor]) -> int:
 
 
 def nbytes(a: Mapping[str, Tensor]) -> int:
+    """Bytes of the leaves' entries."""
     return sum(x.numel() * x.element_size() for x in a.values())
 
 
