@@ -4,6 +4,8 @@ scaled right-hand sides, several leaves."""
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -650,3 +652,33 @@ def test_dense_refuses_what_would_not_fit():
 def test_a_series_on_its_own_needs_a_step(solver):
     with pytest.raises(HypergradientError, match=r"\(lr=None\).*Implicit.*lambda_max"):
         solve(solver, np.eye(3), rhs(3))
+
+
+# ---------------------------------------------------------------- CG as on an accelerator
+
+
+MASKED = {
+    "4 I": (4 * np.eye(6), 1.0),
+    "two eigenvalues": (np.diag([1.0] * 3 + [7.0] * 3), 1.0),
+    "generic": (spd(np.linspace(0.5, 6, 6)), 1.0),
+    "zero right-hand side": (spd(np.linspace(0.5, 6, 6)), 0.0),
+    "indefinite": (np.diag([-1.0, 2, 3, 4, 5, 6]), 1.0),
+    "tiny": (spd(np.linspace(0.5, 6, 6)), 1e-200),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_without_reading_back_finished_iterations_change_nothing(monkeypatch, name):
+    """A fixed budget must not synchronise each iteration: what is done is masked, and must stay what it was."""
+    a, size = MASKED[name]
+    b = size * rhs(6)
+    early, x, _ = solve(CG(steps=40), a, b)
+    module = sys.modules[CG.__module__]
+    monkeypatch.setattr(module, "reads_are_free", lambda device: False)
+    late, y, _ = solve(CG(steps=40), a, b)
+    np.testing.assert_array_equal(x, y)
+    assert late.outcome is early.outcome
+    assert late.residual == early.residual
+    assert late.matvecs == 40
+    if name != "zero right-hand side":
+        assert late.curvature == early.curvature

@@ -21,7 +21,7 @@ class Outcome(enum.Enum):
     TRUNCATED = "truncated: only the last steps were differentiated; raise last for less bias"
     MISSED = "missed its tolerance within its steps: raise steps, loosen rtol, or add damping"
     INDEFINITE = (
-        "met negative curvature: the inner problem is not at a minimum; train longer, add damping of at least "
+        "indefinite Hessian: met negative curvature, so this is no minimum; train longer, add damping of at least "
         "minus the reported curvature, or use Neumann with no more steps than were trained, or Unroll"
     )
     SINGULAR = "the system is singular: add damping, or a penalty to the inner loss"

@@ -49,7 +49,7 @@ class CG:
         lowest, highest = torch.full_like(rr, torch.inf), torch.zeros_like(rr)
         indefinite = torch.zeros_like(rr, dtype=torch.bool)
         solved = rr <= goal
-        waits = self.rtol > 0 or rr.device.type == "cpu"
+        waits = self.rtol > 0 or reads_are_free(rr.device)
         matvecs = 0
         for _ in range(self.steps):
             if waits and bool(solved | indefinite | ~torch.isfinite(rr)):
@@ -84,6 +84,11 @@ class CG:
         else:
             outcome = Outcome.MISSED if self.rtol > 0 else Outcome.BUDGET
         return Solution(tree.scale(x, unit), outcome, matvecs, residual, curvature)
+
+
+def reads_are_free(device: torch.device) -> bool:
+    """Whether a value can be looked at without waiting for a queue of kernels."""
+    return device.type == "cpu"
 
 
 def _dtype(a: Tree) -> torch.dtype:
