@@ -79,7 +79,12 @@ class Forward:
         z_params = tree.map_tree(lambda x: x.new_zeros(n, *x.shape), state.params)
         z_slots = {k: tree.map_tree(lambda x: x.new_zeros(n, *x.shape), s) for k, s in state.slots.items()}
         rule = stage.bind(hparams)
+        influential, looks = rule_hparams(stage, state, hparams), 0
         for t in range(first, record.end.step):
+            unseen = [k for k in hparams if k not in influential]
+            if unseen:  # as a rule only before the first step
+                influential += self._influential(stage, state, hparams, unseen)
+                looks += 1
             names = [k for k in stage.trained(state.params) if k not in record.skipped.get(t, ())]
             following, _, grads = advance(stage, rule, state, hparams)
             slopes = self._gradient_tangents(stage, state, hparams, names, z_params, directions)
@@ -88,26 +93,25 @@ class Forward:
         row = torch.stack([z.reshape(n, -1) @ cotangent[k].reshape(-1) for k, z in z_params.items()]).sum(0)
         if not tree.any_nonzero(z_params) and not stage.rule_reads_hparams:
             check_derivative(stage, record, hparams)
-        influential = self._influential(stage, record, hparams)
         return Pullback(
             hparams=stage.reduce(tree.select(tree.unflatten(row, hparams), influential)),
             start=None,
             outcome=Outcome.DONE,
             cost=Cost(
                 gradients=stage.steps,
-                products=n * stage.steps + 1,
+                products=n * stage.steps + looks,
                 kept_bytes=sum(map(tree.nbytes, [z_params, *z_slots.values()])),
             ),
         )
 
     @staticmethod
-    def _influential(stage: Stage, record: Record, hparams: Tree) -> list[str]:
-        """The leaves that move a gradient or sit in the rule; the others are missing, not zero (see `Pullback`)."""
-        end = record.end.params
-        tangent = tree.map_tree(torch.ones_like, tree.select(end, stage.trained(end)))
-        last = stage.objective(record.end.step - 1)
-        _, mixed = reverse_over_reverse(last, end, hparams, tangent, wrt_hparams=hparams)
-        return [*mixed, *rule_hparams(stage, record.end, hparams)]
+    def _influential(stage: Stage, state: State, hparams: Tree, names: list[str]) -> list[str]:
+        """Those of ``names`` that move the gradient of this step. Leaves that move none, and sit in no rule, are
+        missing from the answer, not zero (see `Pullback`); batches may differ in what they read."""
+        tangent = tree.map_tree(torch.ones_like, tree.select(state.params, stage.trained(state.params)))
+        objective = stage.objective(state.step)
+        _, mixed = reverse_over_reverse(objective, state.params, hparams, tangent, wrt_hparams=names)
+        return list(mixed)
 
     def _gradient_tangents(
         self, stage: Stage, state: State, hparams: Tree, names: list[str], z_params: Tree, directions: Tree

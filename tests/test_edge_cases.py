@@ -305,3 +305,18 @@ def test_kept_bytes_of_a_truncated_sweep_are_its_own() -> None:
     g = hypergradient(p.outer, p.stages, [Unroll(last=2)], [record], p.hparams)
     assert g.cost.kept_bytes == 2 * 4 * 8
     assert g.cost.products == 2
+
+
+def test_forward_sees_a_hyperparameter_that_only_some_batches_read() -> None:
+    """Not the last step alone decides what has influence: dropping its row would be a silent zero beside a direct term."""
+
+    def loss(p: Tree, h: Tree, t: int) -> Tensor:
+        fit = (X @ p["w"] - Y).square().mean()
+        return fit + h["a"].exp() * p["w"].square().sum() if t % 2 == 0 else fit
+
+    for steps in (5, 6):
+        p = problem(loss, steps=steps)
+        both = Problem("p", p.stages, lambda q, h: q["w"].square().sum() + h["a"], p.start, p.hparams)
+        a, b = (estimate(both, e) for e in (Forward(), Unroll()))
+        assert float(b.indirect["a"]) != 0
+        assert float(a.hparams["a"]) == pytest.approx(float(b.hparams["a"]), rel=1e-12)
