@@ -132,7 +132,7 @@ def run(command: Run) -> int:
 
         todo = plan.cells(
             estimators=plan.known(command.estimators, registry, "estimator"),
-            problems=plan.known(command.problems or plan.PROBLEMS, PROBLEMS, "problem"),
+            problems=plan.known(command.problems or plan.MAIN_JOB, PROBLEMS, "problem"),
             seeds=tuple(dict.fromkeys(command.seeds)),
             conds=tuple(dict.fromkeys(command.conds)),
             dtype=command.dtype,

@@ -10,10 +10,7 @@ from estimators import registry
 
 from .cells import Cell, built_as, code_version
 
-CONDS = (2.0, 10.0, 100.0, 1000.0)
-"""Condition numbers of biased regression in the main job."""
-
-PROBLEMS = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wide")
+MAIN_JOB = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wide")
 """Problems of the main job."""
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -66,7 +66,7 @@ class Implicit:
         decays = bool(torch.as_tensor(decay).gt(0).any())
 
         def matvec(v: Tree) -> Tree:
-            hv, _ = self._product(losses, params, hparams, v, wrt_params=v)
+            hv, _ = mean_product(self.product, losses, params, hparams, v, wrt_params=v)
             hv = stage.reduce(tree.fill(hv, v))
             return tree.axpy(decay, v, hv) if decays and not decoupled else hv
 
@@ -74,7 +74,9 @@ class Implicit:
         solver, extra = _with_step(self.solver, rule, matvec, b)
         solution = solver(matvec, b)
         free = [k for k in params if k in stage.frozen]
-        rows, mixed = self._product(losses, params, hparams, solution.value, wrt_params=free, wrt_hparams=hparams)
+        rows, mixed = mean_product(
+            self.product, losses, params, hparams, solution.value, wrt_params=free, wrt_hparams=hparams
+        )
         mixed = stage.reduce(mixed)
         forgets = not free and len(names) == len(params)
         start = None
@@ -104,9 +106,6 @@ class Implicit:
             check_reads(grad, trained)
             found |= grad.keys()
         return found, Cost(gradients=len(losses))
-
-    def _product(self, losses: list[BoundLoss], params: Tree, hparams: Tree, v: Tree, **wrt: Any) -> tuple[Tree, Tree]:
-        return mean_product(self.product, losses, params, hparams, v, **wrt)
 
 
 def mean_product(
@@ -143,7 +142,7 @@ def _with_step(solver: Solver, rule: Rule, matvec: Matvec, b: Tree) -> tuple[Sol
         v, top = b, tree.norm(b)
         for _ in range(POWER_ITERATIONS):
             length = tree.norm(v)
-            v = tree.scale(v, torch.where(length > 0, 1 / length, 0.0).to(next(iter(b.values())).dtype))
+            v = tree.scale(v, torch.where(length > 0, 1 / length, 0.0).to(tree.dtype_of(b)))
             v = matvec(v)
             top = tree.norm(v)
             used += 1

@@ -89,9 +89,14 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
     return unit * torch.stack([(_wide(x) / unit).square().sum() for x in a.values()]).sum().sqrt()
 
 
+def dtype_of(a: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that all leaves share (see `check`)."""
+    return next(iter(a.values())).dtype
+
+
 def power_of_two(a: Mapping[str, Tensor]) -> Tensor:
     """A power of two near the norm (1 for a zero tree), in the leaves' dtype: dividing by it rounds nothing."""
-    length, dtype = norm(a), next(iter(a.values())).dtype
+    length, dtype = norm(a), dtype_of(a)
     exponent = torch.floor(torch.log2(torch.where(length > 0, length, torch.ones_like(length))))
     limit = -math.log2(torch.finfo(dtype).tiny)  # beyond it the reciprocal would overflow
     return torch.exp2(exponent.clamp(-limit, limit)).to(dtype)

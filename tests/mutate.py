@@ -44,11 +44,11 @@ MUTATIONS = [
     Mutation("implicit-sum-of-batches", "implicit.py",
              "return tree.scale(rows, 1 / len(losses)), tree.scale(mixed, 1 / len(losses))", "return rows, mixed",
              "sum instead of mean over batches"),
-    Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(_dtype(p)), p, r)",
-             "p = tree.axpy(torch.where(active, new / rr, 0.0).to(_dtype(p)), p, tree.axpy(a.to(_dtype(r)), hp, r))",
+    Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, r)",
+             "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, tree.axpy(a.to(dtype), hp, r))",
              "direction from the old residual (betty 0.1.1, moskomule/hypergrad)"),
-    Mutation("cg-stale-iterate", "solvers/cg.py", "x, r = tree.axpy(a.to(_dtype(x)), p, x), tree.axpy(-a.to(_dtype(r)), hp, r)",
-             "stale = x\n            x, r = tree.axpy(a.to(_dtype(x)), p, x), tree.axpy(-a.to(_dtype(r)), hp, r)\n"
+    Mutation("cg-stale-iterate", "solvers/cg.py", "x, r = tree.axpy(a.to(dtype), p, x), tree.axpy(-a.to(dtype), hp, r)",
+             "stale = x\n            x, r = tree.axpy(a.to(dtype), p, x), tree.axpy(-a.to(dtype), hp, r)\n"
              "            x = stale if float(tree.norm(r)) < 1e-10 else x",
              "the iterate before convergence is returned (hypertorch, BOAT)"),
     Mutation("cg-absolute-tolerance", "solvers/cg.py", "unit = tree.power_of_two(b)", "unit = torch.ones_like(tree.power_of_two(b))", "tolerance no longer relative (hypertorch)"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from benchmarks.accuracy import compare
 from benchmarks.problems import PROBLEMS
-from estimators import estimate, registry, tree
+from estimators import estimate, registry
 
 ROUNDING = 1e-12  # asv compares ratios, so that an error of 1e-15 that doubles would count as a regression
 
@@ -28,16 +29,14 @@ class _Against(ABC):
         if refusal is not None:
             raise NotImplementedError(refusal)  # asv's word for "skip this cell"
         assert problem.exact is not None
-        self.truth = problem.exact(problem.hparams)
-        self.found = estimate(problem, estimator, throw=False).hparams
+        self.errors = compare(estimate(problem, estimator, throw=False).hparams, problem.exact(problem.hparams))
 
 
 class Error(_Against):
     params = (list(registry), [10.0, 1000.0])
 
     def track_relative_error(self, estimator: str, cond: float) -> float:
-        error = tree.norm(tree.sub(self.found, self.truth)) / tree.norm(self.truth)
-        return max(float(error), ROUNDING)
+        return max(self.errors["relative_error"], ROUNDING)
 
     track_relative_error.unit = "relative error"  # type: ignore[attr-defined]
 
@@ -48,7 +47,6 @@ class Direction(_Against):
     params = (list(registry), [1000.0])
 
     def track_cosine_gap(self, estimator: str, cond: float) -> float:
-        cosine = tree.dot(self.found, self.truth) / (tree.norm(self.found) * tree.norm(self.truth))
-        return max(1 - float(cosine), ROUNDING)
+        return max(1 - self.errors["cosine"], ROUNDING)
 
     track_cosine_gap.unit = "1 - cosine"  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ class CG:
 
     def __call__(self, matvec: Matvec, b: Tree) -> Solution:
         unit = tree.power_of_two(b)  # squares of tiny cotangents would underflow
-        r = tree.scale(b, 1 / unit)
+        r, dtype = tree.scale(b, 1 / unit), tree.dtype_of(b)
         x, p, bb = tree.zeros_like(b), r, tree.dot(r, r)
         rr, goal = bb, max(self.rtol, torch.finfo(bb.dtype).eps) ** 2 * bb
         lowest, highest = torch.full_like(rr, torch.inf), torch.zeros_like(rr)
@@ -65,9 +65,9 @@ class CG:
             indefinite = indefinite | (active & (php <= 0))
             active = active & ~(php <= 0)  # a NaN goes on into x, where it is seen
             a = torch.where(active, rr / php, 0.0)
-            x, r = tree.axpy(a.to(_dtype(x)), p, x), tree.axpy(-a.to(_dtype(r)), hp, r)
+            x, r = tree.axpy(a.to(dtype), p, x), tree.axpy(-a.to(dtype), hp, r)
             new = torch.where(active, tree.dot(r, r), rr)
-            p = tree.axpy(torch.where(active, new / rr, 0.0).to(_dtype(p)), p, r)
+            p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, r)
             rr = new
             solved = solved | (rr <= goal)
         # The recurrence for r goes to 0 whatever x does; ||b - Hx|| cannot fall below the rounding of Hx.
@@ -89,7 +89,3 @@ class CG:
 def reads_are_free(device: torch.device) -> bool:
     """Whether a value can be looked at without waiting for a queue of kernels."""
     return device.type == "cpu"
-
-
-def _dtype(a: Tree) -> torch.dtype:
-    return next(iter(a.values())).dtype
