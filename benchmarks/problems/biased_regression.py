@@ -151,10 +151,7 @@ def make(
         about=ABOUT,
         settings={
             "seed": seed, "dim": dim, "n_train": n_train, "n_valid": n_valid, "beta": beta, "split": split,
-            "cond": float(eigenvalues.max() / eigenvalues.min()), "spectrum": eigenvalues.tolist(),
-            "lambda_max": 2 * float(eigenvalues.max()), "lambda_min": 2 * float(eigenvalues.min()),
-            "rule": rule, "lr": method.lr, "momentum": method.momentum, "rho": method.rho,
-            "steps": length, "tolerance": tolerance, "bound": bound(length),
+            "spectrum": eigenvalues.tolist(), **method.settings(2 * eigenvalues, length, tolerance, bound),
         },
     )  # fmt: skip
 

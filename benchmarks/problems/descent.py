@@ -61,6 +61,16 @@ class Descent:
             return self.rho ** (t - 1) * (t * (t + 1) * (t + 2) + self.rho * (t - 1) * t * (t + 1)) / 6
         return t * self.rho ** (t - 1)
 
+    def settings(
+        self, spectrum: Tensor, steps: int, tolerance: float, bound: Callable[[int], float]
+    ) -> dict[str, str | int | float]:
+        """What a problem records of its run: the spectrum of H that it meets, this method, and what theory bounds."""
+        low, high = float(spectrum.min()), float(spectrum.max())
+        return {
+            "cond": high / low, "lambda_max": high, "lambda_min": low, "rule": self.name, "lr": self.lr,
+            "momentum": self.momentum, "rho": self.rho, "steps": steps, "tolerance": tolerance, "bound": bound(steps),
+        }  # fmt: skip
+
 
 def tuned(name: str, low: float, high: float) -> Descent:
     """The best fixed learning rate (and momentum) for curvatures in [low, high] (Polyak 1964).

@@ -166,9 +166,6 @@ def make(
         about=ABOUT,
         settings={
             "seed": seed, "k": k, "head_only": False, "dim": dim, "n_train": n_train, "n_tune": n_tune,
-            "n_valid": n_valid, "beta": beta, "cond": float(spectrum[-1] / spectrum[0]),
-            "lambda_max": float(spectrum[-1]), "lambda_min": float(spectrum[0]), "rule": rule, "lr": method.lr,
-            "momentum": method.momentum, "rho": method.rho, "steps": length, "tolerance": tolerance,
-            "bound": bound(length), "lr_tune": eta,
+            "n_valid": n_valid, "beta": beta, "lr_tune": eta, **method.settings(spectrum, length, tolerance, bound),
         },
     )  # fmt: skip

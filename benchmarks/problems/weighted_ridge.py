@@ -152,8 +152,6 @@ def make(
         about=ABOUT,
         settings={
             "seed": seed, "dim": dim, "n_train": n_train, "n_valid": n_valid, "beta": beta, "weights": weights,
-            "cond": float(spectrum[-1] / spectrum[0]), "lambda_max": float(spectrum[-1]),
-            "lambda_min": float(spectrum[0]), "rule": rule, "lr": method.lr, "momentum": method.momentum,
-            "rho": method.rho, "steps": length, "tolerance": tolerance, "bound": bound(length),
+            **method.settings(spectrum, length, tolerance, bound),
         },
     )  # fmt: skip
