@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Everything from a bare Python: each command sets up .venv if needed, then runs.
 
-    python3 do.py demo    the main job: run the estimators over the problems, and report
-    python3 do.py test    the tests            (--speed also times the primitives)
-    python3 do.py bench   the asv suites, each once, for the current commit
-    python3 do.py check   ruff and mypy
+    python3 do.py demo     the main job: run the estimators over the problems, and report
+    python3 do.py studies  regenerate every claim, or those of the studies that are named
+    python3 do.py test     the tests            (--speed also times the primitives)
+    python3 do.py bench    the asv suites, each once, for the current commit
+    python3 do.py check    ruff and mypy
 
 Further arguments are passed on: `python3 do.py test -k cg`. Needs Python 3.11 or newer, with its venv module.
 """
@@ -24,7 +25,7 @@ STAMP = os.path.join(VENV, "hypergradbench.stamp")
 LOG = os.path.join(VENV, "install.log")
 
 LEVELS = ["", "test", "dev"]  # each extra holds the one before it
-COMMANDS = {"demo": "", "test": "test", "bench": "dev", "check": "dev"}
+COMMANDS = {"demo": "", "studies": "", "test": "test", "bench": "dev", "check": "dev"}
 
 
 class Stop(Exception):
@@ -128,6 +129,9 @@ def execute(command, arguments):
     """Run the command in .venv; returns its exit status."""
     if command == "demo":
         return call("-m", "benchmarks", "run", *arguments)
+    if command == "studies":
+        named = bool(arguments) and not arguments[0].startswith("-")
+        return call("-m", "benchmarks", "study", *([] if named else ["--all"]), *arguments)
     if command == "test":
         return call("-m", "pytest", *["--benchmark-enable" if a == "--speed" else a for a in arguments])
     if command == "bench":

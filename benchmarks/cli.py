@@ -1,4 +1,4 @@
-"""The command line: ``hypergradbench run | list | table | figures``, or ``python -m benchmarks``.
+"""The command line: ``hypergradbench run | study | claims | list | table | figures``, or ``python -m benchmarks``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import FlagConversionOff, Positional, arg, subcommand
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg, subcommand
 
 DEFAULT_OUT = Path("results/demo")
+STUDIES_OUT = Path("results/studies")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,34 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study:
+    """Regenerate claims of the papers, or of ours: run studies, print what they show, save results and figures."""
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help_behavior_hint="(or --all)")] = ()
+    """Studies; see `hypergradbench list`."""
+    every: Annotated[bool, arg(name="all"), FlagCreatePairsOff] = False
+    """All of them."""
+    out: Path = STUDIES_OUT
+    """Folder for one JSON file a study and figures/."""
+    quick: Annotated[bool, FlagCreatePairsOff] = False
+    """A few seconds each, to see that they run: thresholds are not meant for this."""
+    settings: Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE ...")] = ()
+    """Settings of the study, in place of its defaults; an unknown one shows all. Tuples as `seeds=0,1`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """Write what studies found to the docs: claims.md, rules.md, and the figures under images/."""
+
+    folder: Positional[Path] = STUDIES_OUT
+    """Folder that `study` wrote (its --out)."""
+    docs: Path = Path("docs")
+    """Folder of the docs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class List:
-    """Show estimators, problems, rules and solvers, one line and the citation of each."""
+    """Show estimators, problems, rules, solvers and studies, one line and the citation of each."""
 
     plugins: Annotated[tuple[str, ...], arg(metavar="MODULE ...", help_behavior_hint="(default: none)")] = ()
     """Modules or .py files that register further estimators or problems."""
@@ -83,6 +110,8 @@ class Figures:
 
 Command = (
     Annotated[Run, subcommand("run")]
+    | Annotated[Study, subcommand("study")]
+    | Annotated[Claims, subcommand("claims")]
     | Annotated[List, subcommand("list")]
     | Annotated[Table, subcommand("table")]
     | Annotated[Figures, subcommand("figures")]
@@ -93,7 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Entry point of the console script.
 
     Returns:
-        Exit status: 0; 1 if a cell failed or there is nothing to show; 2 for a wrong command line; 130 interrupted.
+        Exit status: 0; 1 if a cell or a claim failed or there is nothing to show; 2 for a wrong command line; 130 interrupted.
     """
     args = sys.argv[1:] if args is None else list(args)
     command = tyro.cli(
@@ -106,6 +135,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if isinstance(command, Run):
             return run(command)
+        if isinstance(command, Study):
+            return study(command)
+        if isinstance(command, Claims):
+            return claims(command)
         if isinstance(command, List):
             return show_list(command)
         return again(command)
@@ -169,6 +202,72 @@ def _check(command: Run) -> None:
         raise UnknownName("--seeds and --conds must not be empty, and condition numbers are finite and at least 1")
     if command.out.exists() and not command.out.is_dir():
         raise UnknownName(f"--out {command.out} is a file: name a folder")
+
+
+def study(command: Study) -> int:
+    """`study`."""
+    from analysis import figures, studies
+
+    from .listing import plain_console
+    from .plan import UnknownName, known
+    from .studies import STUDIES
+    from .studies.execute import execute, result_file
+
+    try:
+        if command.every == bool(command.names):
+            raise UnknownName(f"name studies, or give --all; there are: {', '.join(STUDIES)}")
+        if command.settings and len(command.names) != 1:
+            raise UnknownName("--set is for one study at a time: name it")
+        if command.out.exists() and not command.out.is_dir():
+            raise UnknownName(f"--out {command.out} is a file: name a folder")
+        names = known(command.names, STUDIES, "study")
+        chosen = {name: STUDIES[name].settings(command.settings, quick=command.quick) for name in names}
+    except ValueError as error:
+        print(f"hypergradbench: {error}", file=sys.stderr)
+        return 2
+    console, status = plain_console(), 0
+    for name, settings in chosen.items():
+        print(f"{name} ...", file=sys.stderr)
+        execute(name, STUDIES[name], settings, command.out)
+        found = studies.load(result_file(command.out, name))
+        studies.show(found, console)
+        if not found.ok or (found.content["defaults"] and not all(c["holds"] for c in found.claims)):
+            status = 1
+        try:
+            drawn = figures.draw_study(name, found.rows, command.out / "figures") if found.ok else []
+        except Exception as error:  # the numbers are saved, and the other studies wait
+            print(f"hypergradbench: no figure of {name}: {type(error).__name__}: {error}", file=sys.stderr)
+            drawn, status = [], 1
+        for path in drawn:
+            print(f"figure: {path}")
+    return status
+
+
+def claims(command: Claims) -> int:
+    """`claims`."""
+    from analysis import studies
+
+    for folder in (command.folder, command.docs):
+        if not folder.is_dir():
+            print(f"hypergradbench: there is no folder {folder}", file=sys.stderr)
+            return 2
+    found, damaged = studies.load_all(command.folder)
+    for reason in damaged:
+        print(f"hypergradbench: {reason}: left out", file=sys.stderr)
+    if not found:
+        print(f"hypergradbench: no results of studies in {command.folder}", file=sys.stderr)
+        return 1
+    other = [f.name for f in found if not f.content["defaults"]]
+    if other:
+        print(
+            f"hypergradbench: {', '.join(other)}: not run at the default settings, for which the claims are worded; run "
+            "`hypergradbench study` on them again, without --quick and --set",
+            file=sys.stderr,
+        )
+        return 1
+    for path in studies.write_docs(found, command.docs):
+        print(f"written: {path}")
+    return 0
 
 
 def show_list(command: List) -> int:

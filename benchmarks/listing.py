@@ -12,11 +12,12 @@ from rich.table import Table
 from estimators import RULES, SOLVERS, registry
 
 from .problems import PROBLEMS
+from .studies import STUDIES
 
 
 def show(console: Console | None = None) -> None:
-    """Print four tables."""
-    console = console or _console()
+    """Print five tables."""
+    console = console or plain_console()
     rows = [
         (name, entry.claim.of + (f"; {entry.claim.bias}" if entry.claim.bias else ""), entry.claim.citation)
         for name, entry in registry.items()
@@ -27,9 +28,12 @@ def show(console: Console | None = None) -> None:
     for title, kinds in (("Rules (inner optimizers)", RULES), ("Solvers (inside Implicit)", SOLVERS)):
         rows = [(name, first_line(kind), source(kind)) for name, kind in kinds.items()]
         console.print(_table(title, ("name", "what it does", "source"), rows))
+    studies = [(name, study.about, study.citation) for name, study in STUDIES.items()]
+    console.print(_table("Studies", ("name", "what it shows", "whose claim"), studies))
 
 
-def _console() -> Console:
+def plain_console() -> Console:
+    """For tables: wide where the terminal does not say how wide it is."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=160)  # a pipe has no width of its own
 

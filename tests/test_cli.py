@@ -17,6 +17,7 @@ from benchmarks.cells import Cell
 from benchmarks.cli import main
 from benchmarks.plan import cells
 from benchmarks.problems import PROBLEMS
+from benchmarks.studies import STUDIES
 from benchmarks.sweep import Orders, split, sweep
 from estimators import RULES, SOLVERS, registry
 
@@ -150,7 +151,9 @@ def test_a_wrong_command_line_exits_with_2() -> None:
 
 def test_help_names_every_command_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        ([], ("run", "list", "table", "figures")),
+        ([], ("run", "study", "claims", "list", "table", "figures")),
+        (["study", "--help"], ("--all", "--quick", "--set", "--out")),
+        (["claims", "--help"], ("--docs",)),
         (
             ["run", "--help"],
             ("--estimators", "--problems", "--seeds", "--conds", "--out", "--jobs", "--force", "--dtype"),
@@ -167,7 +170,7 @@ def test_help_names_every_command_and_flag(capsys: pytest.CaptureFixture[str]) -
 def test_list_shows_everything_registered(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in (*registry, *PROBLEMS, *RULES, *SOLVERS):
+    for name in (*registry, *PROBLEMS, *RULES, *SOLVERS, *STUDIES):
         assert name in text
     for entry in registry.values():
         assert entry.claim.citation.split("; ")[0].split(",")[0][:20] in text

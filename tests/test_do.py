@@ -169,6 +169,13 @@ def test_arguments_exit_status_and_threads_are_passed_on(do, monkeypatch) -> Non
     assert calls.environment["OMP_NUM_THREADS"] == "3"
 
 
+def test_studies_are_all_unless_some_are_named(do, monkeypatch) -> None:
+    calls = record(monkeypatch, do)
+    for arguments, words in ((["--quick"], "--all --quick"), (["a", "b", "--quick"], "a b --quick"), ([], "--all")):
+        assert do.main(["studies", *arguments]) == 0
+        assert calls.commands[-1] == f"{do.PYTHON} -m benchmarks study {words}"
+
+
 def test_check_runs_every_tool_and_fails_if_one_does(do, monkeypatch) -> None:
     calls = record(monkeypatch, do, fail="ruff check")
     assert do.main(["check"]) == 1
@@ -186,4 +193,6 @@ def test_bench_without_a_commit_gets_one_line(do, monkeypatch, capsys) -> None:
 def test_usage_names_every_command_from_any_directory(argv: list[str], status: int, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(ROOT / "do.py"), *argv], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status
-    assert re.findall(r"python3 do\.py (\w+) ", done.stdout + done.stderr)[:4] == ["demo", "test", "bench", "check"]
+    assert re.findall(r"python3 do\.py (\w+) ", done.stdout + done.stderr)[:5] == [
+        "demo", "studies", "test", "bench", "check",
+    ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Figures from result files: one module a figure, registered in `FIGURES`."""
+"""Figures from result files: one module a figure, registered in `FIGURES`, or in `STUDY_FIGURES` if of a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,23 +20,44 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
 """name -> function of the loaded results; None if they do not hold what the figure shows."""
 
 
+STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {}
+"""name of a study -> function of its rows; None if they do not hold what the figure shows."""
+
+METADATA: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""What each format would otherwise write into the file: with it the same results would not give the same bytes."""
+
+
 def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw what the results allow, as PNG and as SVG.
 
     Returns:
         The files written; the same results give the same bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, draw in FIGURES.items():
-        with mpl.rc_context(RC):
-            figure = draw(frame)
-            if figure is None:
-                continue
-            for path, metadata in (
-                (folder / f"{name}.png", {"Software": None}),
-                (folder / f"{name}.svg", {"Date": None, "Creator": None}),
-            ):
-                figure.savefig(path, metadata=metadata)
-                written.append(path)
-    return written
+    return [path for name, draw in FIGURES.items() for path in _save(draw, frame, folder / name)]
+
+
+def draw_study(name: str, rows: pd.DataFrame, folder: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Draw the figure of a study as ``folder/study_NAME.FORMAT``, if it has one and the rows allow it.
+
+    Returns:
+        The files written.
+    """
+    draw = STUDY_FIGURES.get(name)
+    return [] if draw is None else _save(draw, rows, folder / f"study_{name}", formats)
+
+
+def _save(
+    draw: Callable[[pd.DataFrame], Figure | None],
+    frame: pd.DataFrame,
+    stem: Path,
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
+    with mpl.rc_context(RC):
+        figure = draw(frame)
+        if figure is None:
+            return []
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in formats]
+        for path, kind in zip(paths, formats, strict=True):
+            figure.savefig(path, metadata=METADATA[kind])
+    return paths

@@ -1,0 +1,12 @@
+"""Studies: each regenerates one claim from one command. One file each, and one line in `STUDIES`."""
+
+from __future__ import annotations
+
+from .base import Claimed, Row, Study, study
+
+__all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
+
+STUDIES: dict[str, Study] = {
+    # "name": study(module),
+}
+"""name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""

@@ -1,0 +1,228 @@
+"""Every registered study at its quick settings, and the frame around them on studies that are made up here."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from analysis import figures, studies
+from benchmarks.cli import main
+from benchmarks.studies import STUDIES, Claimed, Study
+from benchmarks.studies.execute import execute, result_file
+
+
+@functools.cache
+def found(name: str, folder: Path) -> studies.Found:
+    """A registered study, run once at its quick settings."""
+    execute(name, STUDIES[name], STUDIES[name].settings(quick=True), folder)
+    return studies.load(result_file(folder, name))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("studies")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs_and_says_what_it_found(name: str, folder: Path) -> None:
+    study, result = STUDIES[name], found(name, folder)
+    assert result.ok, result.content["reason"]
+    assert study.about
+    assert study.citation
+    assert set(study.quick) <= set(study.defaults)
+    assert len(result.rows)
+    assert result.claims
+    for claim in result.claims:
+        assert claim["text"]
+        assert claim["measured"]
+        assert isinstance(claim["holds"], bool)
+    json.loads(result_file(folder, name).read_text(), parse_constant=pytest.fail)  # strict: no NaN
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_its_figure_can_be_drawn(name: str, folder: Path) -> None:
+    if name not in figures.STUDY_FIGURES:
+        assert name == studies.RULES  # a table
+        return
+    png, svg = figures.draw_study(name, found(name, folder).rows, folder / "figures")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in svg.read_text()
+
+
+def test_figures_are_of_studies() -> None:
+    assert set(figures.STUDY_FIGURES) <= set(STUDIES)
+
+
+# --- the frame ------------------------------------------------------------------------------------------------------
+
+
+def made_up(run: Callable[..., list[dict]] | None = None, **fields: Any) -> Study:
+    def squares(*, seeds: tuple[int, ...] = (0, 1), scale: float = 1.0, name: str = "a", deep: bool = False) -> list:
+        return [
+            {"seed": s, "square": scale * s**2, "drawn": float(torch.rand(())), "lost": float("nan")} for s in seeds
+        ]
+
+    def claims(rows: list[dict]) -> list[Claimed]:
+        largest = max(r["square"] for r in rows)
+        return [Claimed("squares | stay below 2", f"{largest:g}", largest < 2)]
+
+    quick = fields.pop("quick", {"seeds": (0,)})
+    return Study(run=run or squares, claims=claims, about="Squares", citation="Euclid", quick=quick, **fields)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    figure = Figure()
+    figure.subplots().plot(rows["seed"], rows["square"])
+    return figure
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*, seeds: tuple[int, ...] = (0,)) -> list[dict]:
+        raise RuntimeError("[no] luck")
+
+    for name, study in {"broken": made_up(broken), "squares": made_up()}.items():
+        monkeypatch.setitem(STUDIES, name, study)
+    monkeypatch.setitem(figures.STUDY_FIGURES, "squares", draw)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_study_that_raises_is_saved_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "broken", "squares", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "RuntimeError: [no] luck" in said
+    assert "squares | stay below 2" in " ".join(said.split())
+    assert studies.load(tmp_path / "broken.json").content["reason"] == "RuntimeError: [no] luck"
+    content = studies.load(tmp_path / "squares.json").content
+    assert content["settings"] == {"seeds": [0, 1], "scale": 1.0, "name": "a", "deep": False}
+    assert content["defaults"]
+    assert content["rows"][1] | {"drawn": 0} == {"seed": 1, "square": 1.0, "drawn": 0, "lost": None}
+    assert content["nonfinite"] == ["rows[0].lost", "rows[1].lost"]
+    assert content["environment"]["torch"] == torch.__version__
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"study_squares.png", "study_squares.svg"}
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_claim_fails_the_command_at_the_default_settings_only(tmp_path: Path) -> None:
+    run = ["study", "squares", "--out", str(tmp_path)]
+    assert main(run) == 0
+    assert main([*run, "--quick"]) == 0
+    assert main([*run, "--set", "scale=5"]) == 0
+    content = studies.load(tmp_path / "squares.json").content
+    assert not content["claims"][0]["holds"]
+    assert not content["defaults"]
+    STUDIES["squares"] = made_up(lambda *, scale=5.0: [{"seed": 0, "square": scale}])  # the fixture puts it back
+    assert main(run) == 1
+
+
+@pytest.mark.usefixtures("registered")
+def test_draws_do_not_depend_on_what_ran_before(tmp_path: Path) -> None:
+    def drawn() -> list[float]:
+        return [r["drawn"] for r in execute("squares", STUDIES["squares"], {}, tmp_path)["rows"]]
+
+    before = torch.random.get_rng_state()
+    first = drawn()
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.rand(3)
+    assert drawn() == first
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_interrupt_keeps_the_earlier_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> list[dict]:
+        raise KeyboardInterrupt
+
+    run = ["study", "squares", "--out", str(tmp_path)]
+    assert main(run) == 0
+    before = (tmp_path / "squares.json").read_bytes()
+    monkeypatch.setitem(STUDIES, "squares", made_up(interrupted, quick={}))
+    assert main(run) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert (tmp_path / "squares.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], ("'nonsense'", "squares")),
+        ([], ("--all", "squares")),
+        (["squares", "--all"], ("--all", "squares")),
+        (["squares", "broken", "--set", "scale=2"], ("one study",)),
+        (["squares", "--set", "scala=2"], ("'scala=2'", "scale=1.0", "seeds=(0, 1)")),
+        (["squares", "--set", "scale"], ("'scale'", "key=value")),
+        (["squares", "--set", "scale=big"], ("'big'", "float")),
+        (["squares", "--set", "seeds=0.5"], ("0.5", "int")),
+        (["squares", "--set", "deep=1"], ("1", "bool")),
+    ],
+)
+def test_a_wrong_command_says_what_to_type(
+    arguments: list[str], words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", *arguments, "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "x").exists()
+
+
+def test_settings_are_read_as_the_defaults_are() -> None:
+    read = made_up().settings
+    assert read() == {"seeds": (0, 1), "scale": 1.0, "name": "a", "deep": False}
+    assert read(quick=True)["seeds"] == (0,)
+    words = ["seeds=3,4", "scale=2", "name=b c", "deep=True"]
+    assert read(words, quick=True) == {"seeds": (3, 4), "scale": 2.0, "name": "b c", "deep": True}
+    assert isinstance(read(["scale=2"])["scale"], float)
+    assert read(["seeds=7"])["seeds"] == (7,)
+    words_of_text = made_up(lambda *, arms=("a", "b"): [{"square": 0}]).settings
+    assert words_of_text(["arms=c,d"])["arms"] == ("c", "d")
+
+
+@pytest.mark.parametrize("row", [{"seed": torch.ones(())}, {"seed": [0]}, {0: 1}])
+def test_rows_are_flat(row: dict, tmp_path: Path) -> None:
+    done = execute("x", made_up(lambda: [row]), {}, tmp_path)
+    assert done["status"] == "failed"
+    assert "JSON scalar" in done["reason"]
+
+
+@pytest.mark.usefixtures("registered")
+def test_claims_are_written_to_the_docs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    docs.mkdir()
+    monkeypatch.setitem(STUDIES, studies.RULES, made_up(quick={}))
+    assert main(["study", "squares", "broken", studies.RULES, "--out", str(results)]) == 1
+    write = ["claims", str(results), "--docs", str(docs)]
+    assert main(write) == 0
+    page = (docs / "claims.md").read_text()
+    assert page.startswith("<!-- Written by")
+    assert "| squares \\| stay below 2 | 1 | yes |" in page
+    assert "hypergradbench study squares\n" in page
+    assert "![squares](images/study_squares.png)" in page
+    assert (docs / "images" / "study_squares.png").exists()
+    assert "**Failed:** RuntimeError: [no] luck" in page
+    assert "| [broken](#broken) | failed |" in page
+    assert "| seed | square | drawn | lost |" in (docs / "rules.md").read_text()
+    assert page == studies.claims_page(
+        studies.load_all(results)[0], {"squares": [docs / "images" / "study_squares.png"]}
+    )
+
+    (results / "torn.json").write_text("{")
+    assert main(write) == 0
+    assert "torn.json is damaged" in capsys.readouterr().err
+    assert main(["study", "squares", "--quick", "--out", str(results)]) == 0
+    assert main(write) == 1
+    assert "squares: not run at the default settings" in capsys.readouterr().err
+    assert main(["claims", str(tmp_path / "nothing"), "--docs", str(docs)]) == 2
+    assert main(["claims", str(docs), "--docs", str(docs)]) == 1
