@@ -18,7 +18,7 @@ from .products import (
     reverse_over_reverse,
 )
 from .registry import Claim, Entry, registry
-from .rules import RULES, SGD, Adam, AdamW, Momentum, Rule
+from .rules import LAMB, RULES, SGD, Adafactor, Adam, AdamW, Momentum, Rule
 from .solvers import (
     CG,
     SOLVERS,
@@ -36,7 +36,7 @@ from .tree import Tree
 from .unroll import Unroll
 
 __all__ = [
-    "CG", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "Adam", "AdamW", "CentralDifference", "Claim", "Cost",
+    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "Adafactor", "Adam", "AdamW", "CentralDifference", "Claim", "Cost",
     "Dense", "Entry", "Estimator", "FixedPoint", "Forward", "Hypergradient", "HypergradientError", "Identity",
     "Implicit", "ModuleLoss", "Momentum", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome",
     "Problem", "Product", "Pullback", "Record", "Rule", "Solution", "Solver", "Stage", "State", "Tree", "Unroll",

@@ -1,0 +1,57 @@
+"""What several rules are made of: coupled decay, averages of moments, and derivatives where a root has none."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import Scalar, Slots
+
+
+def coupled(grad: Tensor, weight_decay: Scalar, param: Tensor) -> Tensor:
+    """g + weight_decay * theta: the gradient of the loss with an L2 penalty, as torch's coupled decay has it."""
+    return grad if is_zero(weight_decay) else grad + weight_decay * param
+
+
+def averages(grad: Tensor, slots: Slots, beta1: Scalar, beta2: Scalar) -> Slots:
+    """Adam's two moments after a gradient: m' = b1 m + (1-b1) g, s' = b2 s + (1-b2) g^2."""
+    return {
+        "exp_avg": beta1 * slots["exp_avg"] + (1 - beta1) * grad,
+        "exp_avg_sq": beta2 * slots["exp_avg_sq"] + (1 - beta2) * grad * grad,
+    }
+
+
+def root(x: Tensor) -> Tensor:
+    """sqrt(x), with slope 0 in place of infinity at 0; x below 0 is rounding, and counts as 0."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
+def where_live(live: Tensor, x: Tensor) -> Tensor:
+    """``x``, its derivative *defined* as 0 where not ``live``: in coordinates that never received a gradient."""
+    return torch.where(live, x, x.detach())
+
+
+def rms(x: Tensor) -> Tensor:
+    """sqrt(mean(x^2)) of all entries, 0-d; slope 0 at x = 0."""
+    length: Tensor = torch.linalg.vector_norm(x)
+    return length / math.sqrt(x.numel())
+
+
+def choose(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
+    """``a`` if the condition holds, else ``b``; without control flow if the condition is a tensor."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def larger(a: Scalar, b: Scalar) -> Scalar:
+    """max(a, b); on a tie all of the derivative goes to ``a`` (`torch.maximum` would give each side half)."""
+    return choose(a >= b, a, b)
+
+
+def is_zero(x: Scalar) -> bool:
+    """Whether ``x`` is the number 0; a tensor is a hyperparameter, whatever its value."""
+    return not isinstance(x, Tensor) and x == 0
