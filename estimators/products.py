@@ -243,6 +243,10 @@ class CentralDifference:
         alpha: norm of the perturbation, > 0. The published SAMA uses 1; float32 wants about 1e-3 ||theta||, bfloat16
             about 1e-2 ||theta||.
         relative: measure ``alpha`` in units of ||theta|| (of the perturbed leaves) instead of absolutely.
+        hold_detached: False re-evaluates what the loss detaches at both points, as released codes do: the answer is then
+            the product of another loss, in which nothing was detached. An ablation.
+        share_randomness: False lets the two points draw apart. An ablation too; it reaches only what the loss draws from
+            torch's own generator, and a stage with a seed reseeds that itself.
 
     Raises:
         HypergradientError: ``alpha`` is not positive.
@@ -250,6 +254,8 @@ class CentralDifference:
 
     alpha: float = 1e-3
     relative: bool = False
+    hold_detached: bool = True
+    share_randomness: bool = True
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
@@ -274,15 +280,16 @@ class CentralDifference:
 
         def at(sign: int, mode: _StopGradients) -> tuple[Tree, Tree]:
             moved = {k: x + sign * step.to(x.dtype) * tangent[k] if k in tangent else x for k, x in params.items()}
-            return self._evaluate(loss, mode, moved, hparams, wrt_params=wrt_params, wrt_hparams=wrt_hparams)
+            apart = sign < 0 and not self.share_randomness
+            return self._evaluate(loss, mode, moved, hparams, apart, wrt_params=wrt_params, wrt_hparams=wrt_hparams)
 
         here = _StopGradients()
         plus = at(+1, here)
-        if here.values:
+        if here.values and self.hold_detached:
             here = _StopGradients()
             self._evaluate(loss, here, params, hparams)
             plus = at(+1, _StopGradients(here.values))
-        minus = at(-1, _StopGradients(here.values))
+        minus = at(-1, _StopGradients(here.values if self.hold_detached else None))
         per_step = length / (2 * radius)
 
         def difference(a: Tree, b: Tree) -> Tree:
@@ -292,7 +299,12 @@ class CentralDifference:
 
     @staticmethod
     def _evaluate(
-        loss: BoundLoss, mode: _StopGradients, params: Tree, hparams: Tree, **wrt: Collection[str]
+        loss: BoundLoss,
+        mode: _StopGradients,
+        params: Tree,
+        hparams: Tree,
+        apart: bool = False,
+        **wrt: Collection[str],
     ) -> tuple[Tree, Tree]:
         def watched(p: Tree, h: Tree) -> Tensor:
             with mode:
@@ -300,6 +312,8 @@ class CentralDifference:
 
         devices = sorted({x.device.index for x in params.values() if x.device.type == "cuda"})
         with torch.random.fork_rng(devices=devices):  # every evaluation draws from the same state
+            if apart:  # from another one, itself a function of that state
+                torch.manual_seed(int(torch.randint(2**62, (), device="cpu")))
             _, d_params, d_hparams = gradients(watched, params, hparams, **wrt)
         return d_params, d_hparams
 

@@ -498,6 +498,45 @@ def test_a_plain_difference_gets_detached_inputs_wrong_by_more_than_ten_percent(
     assert relative_error(naive, exact) > 0.1
 
 
+def test_the_ablation_that_holds_nothing_fixed_converges_to_the_product_of_the_attached_loss():
+    params, hparams, tangent = weight_net_point()
+
+    def weighted(p, h, cut):
+        return (net(h, per_example(p).detach() if cut else per_example(p)) * per_example(p)).mean()
+
+    def product(form, cut):
+        return form(lambda p, h: weighted(p, h, cut), params, hparams, tangent, wrt_hparams=hparams)[1]
+
+    found = product(CentralDifference(alpha=1e-5, hold_detached=False), cut=True)
+    assert relative_error(found, product(reverse_over_reverse, cut=False)) < 1e-8
+    assert relative_error(found, product(reverse_over_reverse, cut=True)) > 0.1
+
+
+def test_the_ablation_that_draws_apart_is_noise_of_one_over_alpha():
+    params, hparams, tangent = weight_net_point()
+
+    def noisy(p, h):
+        return (net(h, per_example(p)) * per_example(p) * torch.rand(6, dtype=F64)).mean()
+
+    def product(form):
+        torch.manual_seed(5)
+        found = form(noisy, params, hparams, tangent, wrt_hparams=hparams)[1]
+        assert torch.initial_seed() == 5
+        torch.testing.assert_close(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(5)))
+        return found
+
+    torch.manual_seed(5)
+    exact = reverse_over_reverse(noisy, params, hparams, tangent, wrt_hparams=hparams)[1]
+    assert relative_error(product(CentralDifference(alpha=1e-5)), exact) < 1e-8
+    coarse, fine = (
+        relative_error(product(CentralDifference(alpha=a, share_randomness=False)), exact) for a in (1e-4, 1e-5)
+    )
+    assert fine / coarse == pytest.approx(10, rel=1e-2)
+    assert fine > 100
+    one, other = (product(CentralDifference(share_randomness=False)) for _ in range(2))
+    assert all(torch.equal(one[k], other[k]) for k in hparams)
+
+
 def test_a_loss_that_detaches_a_varying_number_of_tensors_is_refused():
     params, hparams, tangent = weight_net_point()
     calls = []
