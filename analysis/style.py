@@ -33,6 +33,16 @@ LOOKS: dict[str, Look] = {
     "composed": Look("#666666", "8", "-"),
 }
 
+ARMS = [
+    Look("#0072B2", "o", "-"),
+    Look("#D55E00", "s", "--"),
+    Look("#009E73", "^", "-."),
+    Look("#AA3377", "D", (0, (1, 1))),
+    Look("#E69F00", "v", (0, (5, 1, 1, 1))),
+    Look("#000000", "P", "-"),
+]
+"""For the arms of a study, in the order in which it names them."""
+
 SPARE = [
     Look("#332288", "H", "-"),
     Look("#117733", (4, 1, 0), "-"),

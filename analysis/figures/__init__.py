@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..style import RC
-from . import error_condition, error_cost, figure5
+from . import error_condition, error_cost, figure5, study_difference
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "figure5": figure5.draw,
@@ -19,8 +19,9 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
 }
 """name -> function of the loaded results; None if they do not hold what the figure shows."""
 
-
-STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {}
+STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
+    "difference": study_difference.draw,
+}
 """name of a study -> function of its rows; None if they do not hold what the figure shows."""
 
 METADATA: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}

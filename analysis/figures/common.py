@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import look, order
+from ..style import Look, look, order
 
 FLOOR = 1e-16
 """Where an error of exactly 0 is drawn on a logarithmic axis."""
@@ -115,3 +115,12 @@ def floored(values: pd.Series, floor: float = FLOOR) -> pd.Series:
 def area(marker: str, points: float) -> float:
     """Size for ``scatter`` at which markers look alike: stars and crosses have little ink."""
     return points * {"*": 2.2, "P": 1.3, "X": 1.3, "d": 1.2, "s": 0.8, "D": 0.7}.get(marker, 1.0)
+
+
+def band(axes: Axes, rows: pd.DataFrame, x: str, y: str, look: Look, label: str) -> None:
+    """The median of ``y`` over all rows that share an ``x``, and their whole range behind it."""
+    spread = rows.groupby(x)[y].agg(["min", "median", "max"]).dropna()
+    axes.fill_between(spread.index, spread["min"], spread["max"], color=look.color, alpha=0.15, linewidth=0)
+    axes.plot(
+        spread.index, spread["median"], color=look.color, marker=look.marker, linestyle=look.line, markersize=3, label=label
+    )  # fmt: skip

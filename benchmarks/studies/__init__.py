@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from . import difference
 from .base import Claimed, Row, Study, study
 
 __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
 
 STUDIES: dict[str, Study] = {
-    # "name": study(module),
+    "difference": study(difference),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""

@@ -41,6 +41,10 @@ def execute(name: str, study: Study, settings: dict[str, Any], out: Path) -> dic
             content["claims"] = [asdict(c) for c in study.claims(content["rows"])]
     except Exception as error:
         content |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        if content["rows"]:
+            content["reason"] += (
+                " (in the claims; the rows are there, and may be too few at other settings than the defaults)"
+            )
     where = environment()
     del where["dtype"]  # a study's dtypes are its settings
     done = {
