@@ -1,10 +1,12 @@
 """Hypergradient estimators behind one interface. An estimator is an approximate pullback of a stage."""
 
 from .adaptation import adapt
+from .baselines import Direct, Evolution, FiniteDifference, Random
 from .errors import HypergradientError, NonFiniteError, NotApplicableError
 from .estimate import estimate, per_stage
 from .estimator import Cost, Estimator, Hypergradient, Pullback, hypergradient, run_stages
 from .forward import Forward
+from .greedy import Greedy
 from .implicit import Implicit
 from .module import ModuleLoss, from_module
 from .one_step import SAMA, T1T2
@@ -18,7 +20,25 @@ from .products import (
     reverse_over_reverse,
 )
 from .registry import Claim, Entry, registry
-from .rules import LAMB, RULES, SGD, Adafactor, Adam, AdamW, Momentum, Rule
+from .rules import (
+    LAMB,
+    RULES,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AMSGrad,
+    Lion,
+    Momentum,
+    Muon,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rule,
+)
 from .solvers import (
     CG,
     SOLVERS,
@@ -36,10 +56,12 @@ from .tree import Tree
 from .unroll import Unroll
 
 __all__ = [
-    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "Adafactor", "Adam", "AdamW", "CentralDifference", "Claim", "Cost",
-    "Dense", "Entry", "Estimator", "FixedPoint", "Forward", "Hypergradient", "HypergradientError", "Identity",
-    "Implicit", "ModuleLoss", "Momentum", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome",
-    "Problem", "Product", "Pullback", "Record", "Rule", "Solution", "Solver", "Stage", "State", "Tree", "Unroll",
-    "adapt", "estimate", "from_module", "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward",
-    "reverse_over_reverse", "run", "run_stages",
+    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "AMSGrad", "Adadelta", "Adafactor", "Adagrad",
+    "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "Cost", "Dense", "Direct", "Entry", "Estimator",
+    "Evolution", "FiniteDifference", "FixedPoint", "Forward", "Greedy", "Hypergradient", "HypergradientError",
+    "Identity", "Implicit", "Lion", "ModuleLoss", "Momentum", "Muon", "NAdam", "Neumann", "NonFiniteError",
+    "NotApplicableError", "Nystrom", "Outcome", "Problem", "Product", "Pullback", "Random", "RAdam", "RMSprop",
+    "Record", "Rule", "Solution", "Solver", "Stage", "State", "Tree", "Unroll", "adapt", "estimate", "from_module",
+    "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward", "reverse_over_reverse", "run",
+    "run_stages",
 ]  # fmt: skip

@@ -1,11 +1,41 @@
-"""What the rules are held to: reference optimizers, and states to start from."""
+"""What the rules are held to: real optimizers to walk beside, formulas to differentiate, states to start from.
+
+`CASES` pairs settings of every rule with an optimizer that is not ours: `torch.optim`, in float64 throughout; where
+torch has none, the pseudocode of the paper in NumPy. (The package pytorch_optimizer has a LAMB, but not the paper's:
+it bounds the norm by 10, adds eps to the trust ratio and corrects no bias.)
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from estimators import Rule
+from estimators import (
+    LAMB,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AMSGrad,
+    Lion,
+    Momentum,
+    Muon,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rule,
+)
 from estimators.rules import Slots
 
 F64 = torch.float64
@@ -20,3 +50,240 @@ def warm(rule: Rule, shape: tuple[int, ...], seed: int, updates: int = 4) -> tup
         grad = torch.randn(shape, dtype=F64, generator=generator)
         _, slots = rule.update(grad, slots, t, theta)
     return theta, slots
+
+
+# ---------------------------------------------------------------- optimizers to walk beside
+
+
+class InFloat64:
+    """A `torch.optim` optimizer whose own scalars (NAdam's product of momenta) are float64 as well."""
+
+    def __init__(self, kind: type[torch.optim.Optimizer], params: Sequence[Tensor], **options: Any) -> None:
+        self.inner = kind(params, **options)
+
+    def step(self) -> None:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(F64)
+        try:
+            self.inner.step()
+        finally:
+            torch.set_default_dtype(default)
+
+
+class MuonInOwnDtype(InFloat64):
+    """`torch.optim.Muon` with its cast to bfloat16 taken out."""
+
+    def __init__(self, params: Sequence[Tensor], **options: Any) -> None:
+        super().__init__(torch.optim.Muon, params, **options)
+
+    def step(self) -> None:
+        with mock.patch.object(torch.Tensor, "bfloat16", lambda x: x.clone()):
+            super().step()
+
+
+class InNumpy:
+    """An optimizer written in NumPy from a paper; a parameter without gradient is left alone, with its own count."""
+
+    def __init__(self, params: Sequence[Tensor], **options: Any) -> None:
+        self.params = list(params)
+        self.memory: list[dict[str, Any]] = [{"t": 0} for _ in self.params]
+        self.o: Any = SimpleNamespace(**options)
+
+    def step(self) -> None:
+        for p, memory in zip(self.params, self.memory, strict=True):
+            if p.grad is not None:
+                memory["t"] += 1
+                moved = self.moved(p.detach().numpy(), p.grad.numpy(), memory)
+                p.data.copy_(torch.as_tensor(moved))
+
+    def moved(self, x: np.ndarray, g: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
+        raise NotImplementedError
+
+
+class PaperLAMB(InNumpy):
+    """You et al. 2020, algorithm 2, phi(z) = z; ratio 1 if a norm is 0."""
+
+    def moved(self, x: np.ndarray, g: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
+        beta1, beta2 = self.o.betas
+        t = memory["t"]
+        memory["m"] = beta1 * memory.get("m", 0.0) + (1.0 - beta1) * g
+        memory["v"] = beta2 * memory.get("v", 0.0) + (1.0 - beta2) * np.square(g)
+        ratio = (memory["m"] / (1.0 - beta1**t)) / (np.sqrt(memory["v"] / (1.0 - beta2**t)) + self.o.eps)
+        direction = ratio + self.o.weight_decay * x
+        length, size = np.sqrt(np.sum(direction**2)), np.sqrt(np.sum(x**2))
+        trust = size / length if size > 0 and length > 0 else 1.0
+        return x - self.o.lr * trust * direction
+
+
+class PaperLion(InNumpy):
+    """Chen et al. 2023, algorithm 2."""
+
+    def moved(self, x: np.ndarray, g: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
+        beta1, beta2 = self.o.betas
+        m = memory.get("m", np.zeros_like(x))
+        update = np.sign(beta1 * m + (1.0 - beta1) * g)
+        memory["m"] = beta2 * m + (1.0 - beta2) * g
+        return x - self.o.lr * (update + self.o.weight_decay * x)
+
+
+class FlaxAdafactor(InNumpy):
+    """flax.optim.Adafactor's order (factored from two dimensions on, over the last two, as torch does)."""
+
+    def moved(self, x: np.ndarray, g: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
+        t = memory["t"]
+        decay = 1.0 - float(t) ** -self.o.decay_rate
+        scale = self.o.lr * max(np.sqrt(np.mean(x * x)), self.o.epsilon2)
+        q = g * g + self.o.epsilon1
+        if x.ndim > 1:
+            memory["row"] = decay * memory.get("row", 0.0) + (1.0 - decay) * q.mean(-1)
+            memory["col"] = decay * memory.get("col", 0.0) + (1.0 - decay) * q.mean(-2)
+            row_factor = (memory["row"] / memory["row"].mean(-1, keepdims=True)) ** -0.5
+            y = g * row_factor[..., None] * (memory["col"] ** -0.5)[..., None, :]
+        else:
+            memory["v"] = decay * memory.get("v", 0.0) + (1.0 - decay) * q
+            y = g * memory["v"] ** -0.5
+        y = scale * y / max(1.0, np.sqrt(np.mean(y * y)) / self.o.threshold)
+        if self.o.beta1 is not None:
+            y = memory["m"] = self.o.beta1 * memory.get("m", 0.0) + (1.0 - self.o.beta1) * y
+        return x - y
+
+
+Reference = Callable[[Sequence[Tensor]], Any]
+"""Parameters -> an object whose ``step()`` moves them by their ``grad``."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule, and the optimizer whose trajectory it must walk."""
+
+    name: str
+    rule: Rule
+    reference: Reference
+
+    @property
+    def smooth(self) -> bool:
+        """Whether a rounding of the gradient stays a rounding: not where the step is g / |g|."""
+        return getattr(self.rule, "beta2", 0.5) != 0
+
+
+def _case(name: str, rule: type, theirs: Any, **options: Any) -> Case:
+    def reference(params: Sequence[Tensor]) -> Any:
+        inside = issubclass(theirs, torch.optim.Optimizer)
+        return InFloat64(theirs, params, **options) if inside else theirs(params, **options)
+
+    return Case(name, rule(**options), reference)
+
+
+def _momentum_cases() -> Iterator[Case]:
+    for mu, damp, nesterov in itertools.product([0.0, 0.5, 0.95], [0.0, 0.3, 1.0], [False, True]):
+        if nesterov and (damp or not mu):  # torch.optim.SGD refuses these
+            continue
+        name = f"momentum-{mu}-{damp}-{nesterov}"
+        yield _case(name, Momentum, torch.optim.SGD, lr=0.07, momentum=mu, dampening=damp, nesterov=nesterov)
+    for nesterov in (False, True):
+        name = f"momentum-decay-{nesterov}"
+        yield _case(name, Momentum, torch.optim.SGD, lr=0.07, momentum=0.8, nesterov=nesterov, weight_decay=0.3)
+
+
+def _adam_cases() -> Iterator[Case]:
+    for (name, rule, theirs), betas, wd, ams in itertools.product(
+        [("adam", Adam, torch.optim.Adam), ("adamw", AdamW, torch.optim.AdamW)],
+        [(0.9, 0.999), (0.0, 0.99), (0.8, 0.0), (0.5, 0.5)],
+        [0.0, 0.3],
+        [False, True],
+    ):
+        options: dict[str, Any] = {"lr": 0.03, "betas": betas, "eps": 1e-8, "weight_decay": wd, "amsgrad": ams}
+        yield _case(f"{name}-{betas}-{wd}-{ams}", rule, theirs, **options)
+    for eps in (0.0, 1e-2):
+        yield _case(f"adam-eps-{eps}", Adam, torch.optim.Adam, lr=0.03, eps=eps)
+
+
+def _rectified_cases() -> Iterator[Case]:
+    """NAdam and RAdam have the same options, but for one; 0.6 and 1/3 are poles of RAdam's rectifier."""
+    for (name, rule, theirs), betas, wd, apart in itertools.product(
+        [("nadam", NAdam, torch.optim.NAdam), ("radam", RAdam, torch.optim.RAdam)],
+        [(0.9, 0.999), (0.0, 0.9), (0.7, 0.8)],
+        [0.0, 0.3],
+        [False, True],
+    ):
+        if apart and not wd:
+            continue
+        options: dict[str, Any] = {"lr": 0.03, "betas": betas, "weight_decay": wd, "decoupled_weight_decay": apart}
+        yield _case(f"{name}-{betas}-{wd}-{apart}", rule, theirs, **options)
+    yield _case("nadam-momentum-decay", NAdam, torch.optim.NAdam, lr=0.03, momentum_decay=0.3, eps=1e-3)
+    for beta2 in (0.6, 1 / 3, 0.0):
+        yield _case(f"radam-{beta2}", RAdam, torch.optim.RAdam, lr=0.03, betas=(0.9, beta2), eps=1e-2)
+
+
+def _rmsprop_cases() -> Iterator[Case]:
+    for alpha, wd, mu, centered in itertools.product([0.99, 0.7], [0.0, 0.3], [0.0, 0.8], [False, True]):
+        options: dict[str, Any] = {"lr": 0.02, "alpha": alpha, "weight_decay": wd, "momentum": mu, "centered": centered}
+        yield _case(f"rmsprop-{alpha}-{wd}-{mu}-{centered}", RMSprop, torch.optim.RMSprop, **options)
+
+
+def _adafactor_cases() -> Iterator[Case]:
+    settings: list[dict[str, Any]] = [
+        {"lr": 0.3},
+        {"lr": 0.02, "weight_decay": 0.3},
+        {"lr": 0.05, "d": 1.5, "eps": (1e-3, 0.1), "beta2_decay": -0.5},
+    ]
+    for options in settings:
+        yield _case(f"adafactor-{options}", Adafactor, torch.optim.Adafactor, **options)
+    for momentum, eps in [(None, (1e-30, 1e-3)), (0.9, (1e-30, 1e-3)), (0.5, (1e-3, 0.5))]:
+        flax: dict[str, Any] = {
+            "decay_rate": 0.8,
+            "epsilon1": eps[0],
+            "epsilon2": eps[1],
+            "threshold": 1.0,
+            "beta1": momentum,
+            "lr": 0.05,
+        }
+        rule = Adafactor(lr=0.05, eps=eps, eps_inside=True, relative_step=False, momentum=momentum)
+        yield Case(f"adafactor-flax-{momentum}-{eps}", rule, lambda params, flax=flax: FlaxAdafactor(params, **flax))  # type: ignore[misc]
+
+
+def _muon_cases() -> Iterator[Case]:
+    settings: list[dict[str, Any]] = [
+        {"lr": 0.05},
+        {"lr": 0.05, "weight_decay": 0.0, "nesterov": False, "momentum": 0.5, "ns_steps": 3},
+        {"lr": 0.05, "adjust_lr_fn": "match_rms_adamw"},
+        {"lr": 0.05, "adjust_lr_fn": "original", "ns_coefficients": (1.5, -0.5, 0.0), "eps": 0.1},
+    ]
+    for options in settings:
+        yield _case(f"muon-{options}", Muon, MuonInOwnDtype, **options)
+        yield Case(
+            f"muon-bfloat16-{options}",
+            Muon(**options, bfloat16=True),
+            lambda params, options=options: InFloat64(torch.optim.Muon, params, **options),  # type: ignore[misc]
+        )
+
+
+CASES: list[Case] = [
+    _case("sgd", SGD, torch.optim.SGD, lr=0.1),
+    _case("sgd-decay", SGD, torch.optim.SGD, lr=0.1, weight_decay=0.3),
+    *_momentum_cases(),
+    *_adam_cases(),
+    _case("adam-defaults", Adam, torch.optim.Adam, lr=0.01),
+    _case("adamw-defaults", AdamW, torch.optim.AdamW, lr=0.01),
+    Case(
+        "amsgrad",
+        AMSGrad(lr=0.03, betas=(0.8, 0.7)),
+        lambda params: InFloat64(torch.optim.Adam, params, lr=0.03, betas=(0.8, 0.7), amsgrad=True),
+    ),
+    *_rectified_cases(),
+    _case("adamax", Adamax, torch.optim.Adamax, lr=0.03),
+    _case("adamax-decay", Adamax, torch.optim.Adamax, lr=0.03, betas=(0.5, 0.7), eps=1e-2, weight_decay=0.3),
+    _case("adamax-b2-0", Adamax, torch.optim.Adamax, lr=0.03, betas=(0.5, 0.0)),
+    *_rmsprop_cases(),
+    _case("adagrad", Adagrad, torch.optim.Adagrad, lr=0.1),
+    _case("adagrad-decay", Adagrad, torch.optim.Adagrad, lr=0.1, lr_decay=0.1, weight_decay=0.3, eps=1e-2),
+    _case("adagrad-initial", Adagrad, torch.optim.Adagrad, lr=0.1, initial_accumulator_value=0.5),
+    _case("adadelta", Adadelta, torch.optim.Adadelta, lr=1.0),
+    _case("adadelta-decay", Adadelta, torch.optim.Adadelta, lr=3.0, rho=0.7, eps=1e-3, weight_decay=0.3),
+    *_adafactor_cases(),
+    _case("lamb", LAMB, PaperLAMB, lr=0.03, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0),
+    _case("lamb-decay", LAMB, PaperLAMB, lr=0.03, betas=(0.5, 0.7), eps=1e-2, weight_decay=0.3),
+    _case("lion", Lion, PaperLion, lr=0.01, betas=(0.9, 0.99), weight_decay=0.0),
+    _case("lion-decay", Lion, PaperLion, lr=0.01, betas=(0.5, 0.7), weight_decay=0.3),
+    *_muon_cases(),
+]

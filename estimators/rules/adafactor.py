@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import HypergradientError
 from .base import Scalar, Slots, check_fields
-from .parts import choose, is_zero, larger, rms, root, where_live
+from .parts import average, choose, decoupled, larger, rms, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,13 +92,13 @@ class Adafactor:
         never = eps1 * (1 + torch.finfo(grad.dtype).eps ** 0.5) if self.eps_inside else 0.0
         after: Slots = {}
         if grad.dim() > 1:
-            rows = after["row_var"] = (1 - new) * slots["row_var"] + new * square.mean(-1, keepdim=True)
-            columns = after["col_var"] = (1 - new) * slots["col_var"] + new * square.mean(-2, keepdim=True)
+            rows = after["row_var"] = average(square.mean(-1, keepdim=True), slots["row_var"], 1 - new)
+            columns = after["col_var"] = average(square.mean(-2, keepdim=True), slots["col_var"], 1 - new)
             live = (rows > never) & (columns > never)
             mean = rows.mean(-2, keepdim=True)
             variance = rows / (mean if self.eps_inside else larger(mean, eps1)) * columns
         else:
-            variance = after["variance"] = (1 - new) * slots["variance"] + new * square
+            variance = after["variance"] = average(square, slots["variance"], 1 - new)
             live = variance > never
         scale = root(variance) if self.eps_inside else larger(root(variance), eps1)
         step = where_live(live, grad / scale)
@@ -106,6 +106,5 @@ class Adafactor:
         rho = choose(self.lr <= t**-0.5, self.lr, t**-0.5) if self.relative_step else self.lr
         step = rho * larger(rms(param), self.eps2) * step
         if self.momentum is not None:
-            step = after["exp_avg"] = self.momentum * slots["exp_avg"] + (1 - self.momentum) * step
-        change = -step if is_zero(self.weight_decay) else -step - self.lr * self.weight_decay * param
-        return change, after
+            step = after["exp_avg"] = average(step, slots["exp_avg"], self.momentum)
+        return decoupled(-step, self.lr, self.weight_decay, param), after

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Scalar, Slots, check_fields, undo
+from .base import Scalar, Slots, check_fields
+from .parts import coupled, earlier_averages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +38,8 @@ class Adam:
     weight_decay: Scalar = 0.0
     amsgrad: bool = False
     decoupled_weight_decay: ClassVar[bool] = False
+    diagonal: ClassVar[bool] = True
+    settles: ClassVar[int] = 10
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})
@@ -63,7 +66,7 @@ class Adam:
         return -self.lr / (1 - self.beta1**t) * torch.where(live, ratio, ratio.detach())
 
     def _decayed_grad(self, grad: Tensor, param: Tensor) -> Tensor:
-        return grad + self.weight_decay * param
+        return coupled(grad, self.weight_decay, param)
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         grad = self._decayed_grad(grad, param)
@@ -77,11 +80,7 @@ class Adam:
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         param = param - self._step(slots, t)
         grad = self._decayed_grad(grad, param)
-        before = {
-            "exp_avg": undo(slots["exp_avg"], (1 - self.beta1) * grad, self.beta1),
-            # rounding must not leave a negative average of squares
-            "exp_avg_sq": undo(slots["exp_avg_sq"], (1 - self.beta2) * grad * grad, self.beta2).clamp_min(0.0),
-        }
+        before = earlier_averages(grad, slots, self.beta1, self.beta2)
         if self.amsgrad:
             # Where the maximum was set by this step its earlier value is lost, and does not matter: any below will do.
             new = slots["max_exp_avg_sq"] <= slots["exp_avg_sq"]

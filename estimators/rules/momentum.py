@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import HypergradientError
 from .base import Scalar, Slots, check_fields, undo
+from .parts import coupled, is_zero
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +26,7 @@ class Momentum:
         momentum: mu in [0, 1).
         dampening: 0 gives the classical heavy ball, ``dampening=momentum`` an average of gradients.
         nesterov: look ahead by one step; needs ``dampening=0`` and a positive momentum.
+        weight_decay: coupled (L2) decay: g + weight_decay * theta replaces g.
 
     Raises:
         HypergradientError: a field is out of range, or Nesterov with dampening.
@@ -34,12 +36,16 @@ class Momentum:
     momentum: Scalar = 0.9
     dampening: Scalar = 0.0
     nesterov: bool = False
+    weight_decay: Scalar = 0.0
     linear: ClassVar[bool] = True
+    decoupled_weight_decay: ClassVar[bool] = False
+    diagonal: ClassVar[bool] = True
+    settles: ClassVar[int] = 0  # the derivative is a constant, always
 
     def __post_init__(self) -> None:
-        check_fields(self, at_least={"lr": 0.0, "momentum": 0.0}, below={"momentum": 1.0})
+        check_fields(self, at_least={"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0}, below={"momentum": 1.0})
         if self.nesterov and (
-            _is_zero(self.momentum) or not (isinstance(self.dampening, Tensor) or self.dampening == 0)
+            is_zero(self.momentum) or not (isinstance(self.dampening, Tensor) or self.dampening == 0)
         ):
             raise HypergradientError(
                 "Momentum(nesterov=True) needs a positive momentum and dampening=0, as torch.optim.SGD does"
@@ -48,7 +54,7 @@ class Momentum:
     @property
     def _fresh(self) -> Scalar:
         """What a new gradient weighs in the buffer."""
-        return 1.0 if _is_zero(self.momentum) else 1 - self.dampening
+        return 1.0 if is_zero(self.momentum) else 1 - self.dampening
 
     @property
     def gradient_step(self) -> Scalar:
@@ -65,6 +71,7 @@ class Momentum:
         return {"momentum_buffer": param.new_zeros(param.shape)}
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        grad = coupled(grad, self.weight_decay, param)
         if t == 1:
             buffer = grad
         else:
@@ -74,10 +81,10 @@ class Momentum:
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         buffer = slots["momentum_buffer"]
-        direction = grad + self.momentum * buffer if self.nesterov else buffer
-        before = torch.zeros_like(buffer) if t == 1 else undo(buffer, self._fresh * grad, self.momentum)
-        return {"momentum_buffer": before}, param + self.lr * direction
-
-
-def _is_zero(x: Scalar) -> bool:
-    return not isinstance(x, Tensor) and x == 0
+        if self.nesterov:
+            param = (param + self.lr * (grad + self.momentum * buffer)) / (1 - self.lr * self.weight_decay)
+        else:
+            param = param + self.lr * buffer
+        added = self._fresh * coupled(grad, self.weight_decay, param)
+        before = torch.zeros_like(buffer) if t == 1 else undo(buffer, added, self.momentum)
+        return {"momentum_buffer": before}, param

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from .base import Scalar, Slots
+from .base import Scalar, Slots, undo
 
 
 def coupled(grad: Tensor, weight_decay: Scalar, param: Tensor) -> Tensor:
@@ -15,11 +16,30 @@ def coupled(grad: Tensor, weight_decay: Scalar, param: Tensor) -> Tensor:
     return grad if is_zero(weight_decay) else grad + weight_decay * param
 
 
+def decoupled(change: Tensor, lr: Scalar, weight_decay: Scalar, param: Tensor) -> Tensor:
+    """``change`` with theta's own shrinking by lr * weight_decay * theta beside it (Loshchilov & Hutter 2019)."""
+    return change if is_zero(weight_decay) else change - lr * weight_decay * param
+
+
+def average(new: Tensor, old: Tensor, decay: Scalar) -> Tensor:
+    """decay * old + (1 - decay) * new."""
+    return decay * old + (1 - decay) * new
+
+
 def averages(grad: Tensor, slots: Slots, beta1: Scalar, beta2: Scalar) -> Slots:
     """Adam's two moments after a gradient: m' = b1 m + (1-b1) g, s' = b2 s + (1-b2) g^2."""
     return {
-        "exp_avg": beta1 * slots["exp_avg"] + (1 - beta1) * grad,
-        "exp_avg_sq": beta2 * slots["exp_avg_sq"] + (1 - beta2) * grad * grad,
+        "exp_avg": average(grad, slots["exp_avg"], beta1),
+        "exp_avg_sq": average(grad * grad, slots["exp_avg_sq"], beta2),
+    }
+
+
+def earlier_averages(grad: Tensor, slots: Slots, beta1: Scalar, beta2: Scalar) -> Slots:
+    """The inverse of `averages`."""
+    return {
+        "exp_avg": undo(slots["exp_avg"], (1 - beta1) * grad, beta1),
+        # rounding must not leave a negative average of squares
+        "exp_avg_sq": undo(slots["exp_avg_sq"], (1 - beta2) * grad * grad, beta2).clamp_min(0.0),
     }
 
 
@@ -40,6 +60,10 @@ def rms(x: Tensor) -> Tensor:
     return length / math.sqrt(x.numel())
 
 
+@overload
+def choose(condition: bool | Tensor, a: Tensor, b: Tensor) -> Tensor: ...
+@overload
+def choose(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar: ...
 def choose(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
     """``a`` if the condition holds, else ``b``; without control flow if the condition is a tensor."""
     if isinstance(condition, Tensor):
@@ -47,9 +71,9 @@ def choose(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
     return a if condition else b
 
 
-def larger(a: Scalar, b: Scalar) -> Scalar:
+def larger(a: Tensor, b: Scalar) -> Tensor:
     """max(a, b); on a tie all of the derivative goes to ``a`` (`torch.maximum` would give each side half)."""
-    return choose(a >= b, a, b)
+    return torch.where(a >= b, a, b)
 
 
 def is_zero(x: Scalar) -> bool:

@@ -8,24 +8,30 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
+from .parts import coupled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SGD:
-    """theta' = theta - lr g.
+    """theta' = theta - lr (g + weight_decay theta).
 
     Args:
         lr: learning rate, a number or a 0-d tensor.
+        weight_decay: coupled (L2) decay.
 
     Raises:
-        HypergradientError: ``lr`` is negative.
+        HypergradientError: a field is negative.
     """
 
     lr: Scalar
+    weight_decay: Scalar = 0.0
     linear: ClassVar[bool] = True
+    decoupled_weight_decay: ClassVar[bool] = False
+    diagonal: ClassVar[bool] = True
+    settles: ClassVar[int] = 0  # the derivative is lr, always
 
     def __post_init__(self) -> None:
-        check_fields(self, at_least={"lr": 0.0})
+        check_fields(self, at_least={"lr": 0.0, "weight_decay": 0.0})
 
     @property
     def gradient_step(self) -> Scalar:
@@ -35,7 +41,7 @@ class SGD:
         return {}
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
-        return -self.lr * grad, {}
+        return -self.lr * coupled(grad, self.weight_decay, param), {}
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
-        return {}, param + self.lr * grad
+        return {}, (param + self.lr * grad) / (1 - self.lr * self.weight_decay)

@@ -1,0 +1,58 @@
+"""Adagrad (Duchi et al. 2011). Arithmetic of `torch.optim.Adagrad`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..errors import HypergradientError
+from .base import Scalar, Slots, check_fields
+from .parts import coupled, root, where_live
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adagrad:
+    """S' = S + g^2;  theta' = theta - lr/(1 + (t-1) lr_decay) g / (sqrt(S') + eps).
+
+    Coordinates whose S' is 0 have derivative 0, as in `Adam`. No ``rewind``: the gradient enters the step directly, and
+    undoing coupled decay would divide by what can vanish.
+
+    Args:
+        lr: learning rate.
+        lr_decay: makes the rate fall as 1/t.
+        weight_decay: coupled (L2) decay.
+        initial_accumulator_value: S before the first step, a number (first slots are constants).
+        eps: added to the root, outside it.
+
+    Raises:
+        HypergradientError: a field is out of range, or ``initial_accumulator_value`` is a tensor.
+    """
+
+    lr: Scalar = 1e-2
+    lr_decay: Scalar = 0.0
+    weight_decay: Scalar = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: Scalar = 1e-10
+    decoupled_weight_decay: ClassVar[bool] = False
+    diagonal: ClassVar[bool] = True
+    settles: ClassVar[int] = 10
+
+    def __post_init__(self) -> None:
+        if isinstance(self.initial_accumulator_value, Tensor):
+            raise HypergradientError(
+                "Adagrad(initial_accumulator_value=<tensor>): estimators take first slots for constants, so it cannot be a "
+                "hyperparameter; give a number"
+            )
+        names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+        check_fields(self, at_least=dict.fromkeys(names, 0.0))
+
+    def init(self, param: Tensor) -> Slots:
+        return {"sum": param.new_full(param.shape, self.initial_accumulator_value)}
+
+    def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        grad = coupled(grad, self.weight_decay, param)
+        total = slots["sum"] + grad * grad
+        rate = self.lr / (1 + (t - 1) * self.lr_decay)
+        return -rate * where_live(total > 0, grad / (root(total) + self.eps)), {"sum": total}

@@ -1,0 +1,77 @@
+"""NAdam (Dozat 2016): Adam with Nesterov momentum. Arithmetic of `torch.optim.NAdam`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Scalar, Slots, check_fields
+from .parts import averages, coupled, decoupled, root, where_live
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NAdam:
+    """theta' = theta - lr [ (1-mu_t)/(1-P_t) g + mu_{t+1}/(1-P_{t+1}) m' ] / (sqrt(s'/(1-b2^t)) + eps).
+
+    mu_t = b1 (1 - 0.96^(t momentum_decay) / 2), P_t = mu_1 ... mu_t; m', s' are Adam's moments. P is a slot, so that b1 and
+    momentum_decay may be hyperparameters or change along the run. Coordinates that never received a gradient have
+    derivative 0, as in `Adam`. No ``rewind``: the gradient enters the step directly, and undoing coupled decay would
+    divide by what can vanish.
+
+    Args:
+        lr: learning rate.
+        betas: decay rates of the two moments, each in [0, 1).
+        eps: added to the root, outside it.
+        weight_decay: coupled (L2) decay unless ``decoupled_weight_decay``.
+        momentum_decay: how fast mu_t rises to b1.
+        decoupled_weight_decay: theta shrinks by lr * weight_decay * theta beside the step.
+
+    Raises:
+        HypergradientError: a field is out of range.
+    """
+
+    lr: Scalar = 2e-3
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999)
+    eps: Scalar = 1e-8
+    weight_decay: Scalar = 0.0
+    momentum_decay: Scalar = 4e-3
+    decoupled_weight_decay: bool = False
+    diagonal: ClassVar[bool] = True
+    settles: ClassVar[int] = 10
+
+    def __post_init__(self) -> None:
+        check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0, "momentum_decay": 0.0})
+        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
+
+    @property
+    def beta1(self) -> Scalar:
+        return self.betas[0]
+
+    @property
+    def beta2(self) -> Scalar:
+        return self.betas[1]
+
+    def _mu(self, t: int) -> Scalar:
+        return self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))
+
+    def init(self, param: Tensor) -> Slots:
+        # shaped as mu: 0-d, unless b1 or momentum_decay differ by coordinate
+        shape = torch.as_tensor(self._mu(1)).shape
+        zeros = {name: param.new_zeros(param.shape) for name in ("exp_avg", "exp_avg_sq")}
+        return {**zeros, "mu_product": param.new_ones(shape)}
+
+    def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        if not self.decoupled_weight_decay:
+            grad = coupled(grad, self.weight_decay, param)
+        mu, following = self._mu(t), self._mu(t + 1)
+        after = averages(grad, slots, self.beta1, self.beta2)
+        square, product = after["exp_avg_sq"], slots["mu_product"] * mu
+        after["mu_product"] = product
+        mean = (1 - mu) / (1 - product) * grad + following / (1 - product * following) * after["exp_avg"]
+        change = -self.lr * where_live(square > 0, mean / (root(square / (1 - self.beta2**t)) + self.eps))
+        if self.decoupled_weight_decay:
+            change = decoupled(change, self.lr, self.weight_decay, param)
+        return change, after
