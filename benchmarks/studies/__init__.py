@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from . import difference
+from . import difference, randomness
 from .base import Claimed, Row, Study, study
 
 __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
 
 STUDIES: dict[str, Study] = {
     "difference": study(difference),
+    "randomness": study(randomness),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""
