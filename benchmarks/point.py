@@ -93,7 +93,7 @@ class Instance:
 def thin(record: Record, stage: Stage, estimator: Estimator, hparams: Tree) -> Record:
     """The same run as `run` would have recorded it for this estimator alone, so that kept bytes are its own."""
     every = getattr(estimator, "every", 1)
-    steps = recorded_steps(stage, stage.bind(hparams), record.end.step, estimator.tail, every)
+    steps = recorded_steps(stage, hparams, record.end.params, record.end.step, estimator.tail, every)
     return replace(record, states={t: s for t, s in record.states.items() if t in steps})
 
 

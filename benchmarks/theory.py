@@ -42,6 +42,7 @@ from estimators import (
     Record,
     Tree,
     Unroll,
+    Wrapper,
 )
 
 GRID = 20_000
@@ -66,7 +67,7 @@ class Setting:
 def setting(problem: Problem, record: Record, hparams: Tree) -> Setting | None:
     """The bounds' inputs, or None where their assumptions do not hold (each is checked, none is believed)."""
     stage = problem.stages[0]
-    rule = None if stage.rule_reads_hparams else stage.bind(hparams)
+    rule = None if stage.rule_reads_hparams or isinstance(stage.rule, Wrapper) else stage.bind(hparams)
     linear = getattr(rule, "linear", False) and not any(
         float(getattr(rule, k, 0)) for k in ("weight_decay", "dampening")
     )

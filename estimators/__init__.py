@@ -1,10 +1,10 @@
 """Hypergradient estimators behind one interface. An estimator is an approximate pullback of a stage."""
 
-from .adaptation import adapt
+from .adaptation import adapt, adaptation
 from .baselines import Direct, Evolution, FiniteDifference, Random
 from .errors import HypergradientError, NonFiniteError, NotApplicableError
 from .estimate import estimate, per_stage
-from .estimator import Cost, Estimator, Hypergradient, Pullback, hypergradient, run_stages
+from .estimator import Cost, Estimator, ExtraUpdate, Hypergradient, Pullback, hypergradient, run_stages
 from .forward import Forward
 from .greedy import Greedy
 from .implicit import Implicit
@@ -24,6 +24,7 @@ from .rules import (
     LAMB,
     RULES,
     SGD,
+    WRAPPERS,
     Adadelta,
     Adafactor,
     Adagrad,
@@ -31,6 +32,8 @@ from .rules import (
     Adamax,
     AdamW,
     AMSGrad,
+    ClipNorm,
+    Groups,
     Lion,
     Momentum,
     Muon,
@@ -38,6 +41,8 @@ from .rules import (
     RAdam,
     RMSprop,
     Rule,
+    Scheduled,
+    Wrapper,
 )
 from .solvers import (
     CG,
@@ -51,17 +56,18 @@ from .solvers import (
     Solution,
     Solver,
 )
-from .stage import Record, Stage, State, run
+from .stage import Record, Stage, run
+from .state import State
 from .tree import Tree
 from .unroll import Unroll
 
 __all__ = [
-    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "AMSGrad", "Adadelta", "Adafactor", "Adagrad",
-    "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "Cost", "Dense", "Direct", "Entry", "Estimator",
-    "Evolution", "FiniteDifference", "FixedPoint", "Forward", "Greedy", "Hypergradient", "HypergradientError",
-    "Identity", "Implicit", "Lion", "ModuleLoss", "Momentum", "Muon", "NAdam", "Neumann", "NonFiniteError",
-    "NotApplicableError", "Nystrom", "Outcome", "Problem", "Product", "Pullback", "Random", "RAdam", "RMSprop",
-    "Record", "Rule", "Solution", "Solver", "Stage", "State", "Tree", "Unroll", "adapt", "estimate", "from_module",
-    "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward", "reverse_over_reverse", "run",
-    "run_stages",
+    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor",
+    "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "ClipNorm", "Cost", "Dense", "Direct", "Entry",
+    "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference", "FixedPoint", "Forward", "Greedy", "Groups",
+    "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion", "ModuleLoss", "Momentum", "Muon", "NAdam",
+    "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome", "Problem", "Product", "Pullback", "RAdam",
+    "RMSprop", "Random", "Record", "Rule", "Scheduled", "Solution", "Solver", "Stage", "State", "Tree", "Unroll",
+    "Wrapper", "adapt", "adaptation", "estimate", "from_module", "gradients", "hypergradient", "per_stage", "registry",
+    "reverse_over_forward", "reverse_over_reverse", "run", "run_stages",
 ]  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,8 +12,10 @@ from torch import Tensor
 from . import tree
 from .errors import NotApplicableError
 from .products import leaves
-from .rules import Rule, Slots
-from .stage import Record, Stage, State
+from .rules import AnyRule, Slots, init_tree, leaf_rules, rewind_tree, step_tree
+from .solvers import Preconditioner
+from .stage import Record, Stage
+from .state import State
 from .tree import Tree
 
 SlotCotangents = dict[str, Slots]
@@ -49,15 +53,15 @@ def pull_rule(
     with torch.enable_grad():
         lam = leaves(hparams, hparams if stage.rule_reads_hparams else ())
         rule = stage.bind(lam)
-        check_differentiable(rule)
+        check_differentiable(rule, grads, state.step)
         g, theta = leaves(grads, grads), leaves(tree.select(state.params, grads), grads)
         before = {k: leaves(state.slots[k], state.slots[k]) for k in grads}
+        changes, after = step_tree(rule, g, state._replace(params={**state.params, **theta}, slots=before))
         outputs: list[Tensor] = []
         weights: list[Tensor] = []
         for k in grads:
-            change, after = rule.update(g[k], before[k], state.update_number(k), theta[k])
-            pairs = [(change, cotangent[k])]
-            pairs += [(after[s], c) for s, c in slot_cotangents.get(k, {}).items() if s in after]
+            pairs = [(changes[k], cotangent[k])]
+            pairs += [(after[k][s], c) for s, c in slot_cotangents.get(k, {}).items() if s in after[k]]
             for out, weight in pairs:
                 if out.requires_grad:
                     outputs.append(out)
@@ -71,6 +75,25 @@ def pull_rule(
     d_slots = {k: {s: d for s in slots if (d := next(found)) is not None} for k, slots in before.items()}
     d_hparams = {k: d for k, x in lam.items() if x.requires_grad and (d := next(found)) is not None}
     return RulePullback(d_grads, d_params, d_slots, d_hparams)
+
+
+def state_before_last(stage: Stage, record: Record, hparams: Tree) -> State:
+    """The state before the last step: as recorded, else the end with that step taken back.
+
+    Only the leaves that had a gradient in that step are put back; the others did not move.
+
+    Raises:
+        NotApplicableError: no step was taken.
+    """
+    if record.grad is None:
+        raise NotApplicableError(
+            "the adaptation is the derivative of the last update, and the stage took no step: give Stage(steps >= 1), "
+            "or use SAMA(adapt=False) or an Implicit estimator"
+        )
+    if record.end.step - 1 in record.states:
+        return record.states[record.end.step - 1]
+    with torch.no_grad():
+        return rewind_tree(stage.bind(hparams), record.grad, record.end)
 
 
 def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
@@ -89,32 +112,44 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     Raises:
         NotApplicableError: no step was taken, or the rule has no derivative.
     """
-    if record.grad is None:
-        raise NotApplicableError(
-            "the adaptation is the derivative of the last update, and the stage took no step: give Stage(steps >= 1), "
-            "or use SAMA(adapt=False) or an Implicit estimator"
-        )
-    rule, end = stage.bind(hparams), record.end
-    rewind = getattr(rule, "rewind", None)
-    before = end._replace(params=dict(end.params), slots=dict(end.slots), step=end.step - 1)
-    with torch.no_grad():
-        for k, g in record.grad.items():
-            if rewind is None:
-                earlier = record.states[end.step - 1]
-                before.slots[k], before.params[k] = earlier.slots[k], earlier.params[k]
-            else:
-                t = before.update_number(k)
-                before.slots[k], before.params[k] = rewind(g, end.slots[k], t, end.params[k])
-    adapted = tree.fill(pull_rule(stage, before, hparams, record.grad, cotangent, {}).grads, record.grad)
-    if not tree.any_nonzero(adapted) and tree.any_nonzero(record.grad):
-        ones = tree.map_tree(torch.ones_like, end.params)
-        if not tree.any_nonzero(pull_rule(stage, before, hparams, record.grad, ones, {}).grads):
+    before = state_before_last(stage, record, hparams)
+    grads = cast(Tree, record.grad)
+    adapted = tree.fill(pull_rule(stage, before, hparams, grads, cotangent, {}).grads, grads)
+    if not tree.any_nonzero(adapted) and tree.any_nonzero(grads):
+        ones = tree.map_tree(torch.ones_like, record.end.params)
+        if not tree.any_nonzero(pull_rule(stage, before, hparams, grads, ones, {}).grads):
             raise NotApplicableError(
-                f"the update of {type(rule).__name__} has no derivative with respect to its gradient, or zero in every "
+                f"the update of {names_of(stage.bind(hparams), grads, before.step)} has no derivative with respect to its gradient, or zero in every "
                 "coordinate (a sign, a detached gradient; Adam's first step nearly is one): no estimator can "
                 "differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
             )
     return adapted
+
+
+def adaptation(stage: Stage, record: Record, hparams: Tree) -> Preconditioner:
+    """D = -(du/dg)^T of the last update u, as a preconditioner: c -> -`adapt`(c).
+
+    A diagonal one is computed once; that of a rule that mixes coordinates costs a pullback of the update each time.
+
+    Raises:
+        NotApplicableError: as `adapt`.
+    """
+    ones = tree.map_tree(torch.ones_like, record.end.params)
+    diagonal = tree.scale(adapt(stage, record, hparams, ones), -1.0)  # also asks whether there is a derivative at all
+    rule = stage.bind(hparams)
+    rules = leaf_rules(rule, diagonal, record.end.step - 1).values()
+    if not getattr(rule, "transforms", False) and all(getattr(r, "diagonal", False) for r in rules):
+        return Preconditioner(lambda c: {k: diagonal[k] * x for k, x in c.items()}, symmetric=True)
+    rest = tree.zeros_like(record.end.params)
+    return Preconditioner(lambda c: tree.scale(adapt(stage, record, hparams, {**rest, **c}), -1.0), symmetric=False)
+
+
+def young(stage: Stage, record: Record, hparams: Tree) -> bool:
+    """Whether the last update of some leaf was one of the first ones, whose derivative its rule calls unsound."""
+    if record.grad is None:
+        return False
+    rules = leaf_rules(stage.bind(hparams), record.grad, record.end.step - 1)
+    return any(record.end.update_number(k) - 1 <= getattr(r, "settles", 0) for k, r in rules.items())
 
 
 def check_derivative(stage: Stage, record: Record, hparams: Tree) -> None:
@@ -130,39 +165,51 @@ def check_derivative(stage: Stage, record: Record, hparams: Tree) -> None:
         adapt(stage, record, hparams, tree.zeros_like(record.end.params))
 
 
-def check_differentiable(rule: Rule) -> None:
+def names_of(rule: AnyRule, leaves: Collection[str], step: int) -> str:
+    """The names of the leaf rules that move ``leaves``, for messages."""
+    return ", ".join(dict.fromkeys(type(r).__name__ for r in leaf_rules(rule, leaves, step).values()))
+
+
+def check_differentiable(rule: AnyRule, leaves: Collection[str], step: int) -> None:
     """Refuse a rule that says it has no derivative.
 
     Raises:
-        NotApplicableError: it does.
+        NotApplicableError: it does, for one of ``leaves``.
     """
-    if not getattr(rule, "differentiable", True):
-        raise NotApplicableError(
-            f"{type(rule).__name__} declares differentiable=False (its derivative is zero almost everywhere): use "
-            "an Implicit estimator or SAMA(adapt=False), which do not differentiate the rule"
-        )
+    for leaf, r in leaf_rules(rule, leaves, step).items():
+        if not getattr(r, "differentiable", True):
+            raise NotApplicableError(
+                f"{type(r).__name__}, which moves {leaf!r}, declares differentiable=False (its derivative is zero almost "
+                "everywhere): use an Implicit estimator or SAMA(adapt=False), which do not differentiate the rule"
+            )
 
 
 def rule_hparams(stage: Stage, state: State, hparams: Tree) -> list[str]:
     """The hyperparameters that sit in the rule: those on which an update of some leaf depends.
 
-    Asked of autograd, for the first two updates (the first one ignores a momentum).
+    Asked of autograd, for the first two updates (the first one ignores a momentum), and for every step of a stage that
+    ends at ``state`` if the rule changes with the step.
     """
     if not stage.rule_reads_hparams:
         return []
     with torch.enable_grad():
         lam = leaves(hparams, hparams)
         rule = stage.bind(lam)
+        theta = {k: state.params[k].detach() for k in stage.trained(state.params)}
+        ones = tree.map_tree(torch.ones_like, theta)
+        first = max(state.step - stage.steps, 0)
         outputs: list[Tensor] = []
-        for k in stage.trained(state.params):
-            p = state.params[k].detach()
-            for t in (1, 2):
-                change, after = rule.update(torch.ones_like(p), rule.init(p), t, p)
-                outputs += [x.sum() for x in (change, *after.values()) if x.requires_grad]
+        for step in range(first, state.step) if getattr(rule, "varies", False) else (0,):
+            fresh = init_tree(rule, theta, step)
+            for t in (1, 2):  # the number of the update, whatever the step
+                at = State(theta, fresh, step, dict.fromkeys(theta, step + 1 - t))
+                changes, after = step_tree(rule, ones, at)
+                found = [*changes.values(), *(x for slots in after.values() for x in slots.values())]
+                outputs += [x.sum() for x in found if x.requires_grad]
         if not outputs:
             return []
-        found = torch.autograd.grad(outputs, list(lam.values()), allow_unused=True)
-    return [k for k, d in zip(lam, found, strict=True) if d is not None]
+        pulled = torch.autograd.grad(outputs, list(lam.values()), allow_unused=True)
+    return [k for k, d in zip(lam, pulled, strict=True) if d is not None]
 
 
 def refuse_rule_hparams(stage: Stage, record: Record, hparams: Tree, who: str) -> None:
@@ -173,7 +220,8 @@ def refuse_rule_hparams(stage: Stage, record: Record, hparams: Tree, who: str) -
     """
     names = rule_hparams(stage, record.end, hparams)
     if names:
+        rules = names_of(stage.bind(hparams), stage.trained(record.end.params), max(record.end.step - 1, 0))
         raise NotApplicableError(
-            f"the hyperparameters {names} sit in {type(stage.bind(hparams)).__name__}, and {who} differentiates the loss "
+            f"the hyperparameters {names} sit in {rules}, and {who} differentiates the loss "
             "alone: it would leave their influence out, silently. Use Unroll or Forward"
         )

@@ -13,7 +13,8 @@ from . import tree
 from .errors import HypergradientError, NonFiniteError
 from .products import gradients
 from .solvers import Outcome
-from .stage import Record, Stage, State, run, scalar
+from .stage import Record, Stage, run, scalar
+from .state import State
 from .tree import Tree
 
 FIRST_STATE_ONLY = 2**62
@@ -48,6 +49,19 @@ class Cost:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class ExtraUpdate:
+    """A move of the parameters that an estimator's paper makes beside the hypergradient.
+
+    Attributes:
+        change: to be added to the parameters, for some or all leaves.
+        relative: its norm relative to the last optimizer step's.
+    """
+
+    change: Tree
+    relative: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pullback:
     """Cotangents that a stage's end sends back.
@@ -59,6 +73,7 @@ class Pullback:
         cost: what it took.
         residual: ||b - Hx|| / ||b|| of the linear system, where there is one.
         curvature: smallest curvature met, where one was looked at.
+        extra_update: see `ExtraUpdate`; None unless the estimator was asked for one.
     """
 
     hparams: Tree
@@ -67,6 +82,7 @@ class Pullback:
     cost: Cost
     residual: float | None = None
     curvature: float | None = None
+    extra_update: ExtraUpdate | None = None
 
 
 @runtime_checkable

@@ -15,9 +15,10 @@ from .adaptation import check_derivative, check_differentiable, rule_hparams
 from .errors import HypergradientError, NotApplicableError
 from .estimator import FIRST_STATE_ONLY, Cost, Pullback
 from .products import NoGradCutsTangents, reverse_over_reverse
-from .rules import Slots, is_linear
+from .rules import Slots, is_linear, step_tree
 from .solvers import Outcome
-from .stage import Record, Stage, State, advance
+from .stage import Record, Stage, advance
+from .state import State
 from .tree import Tree
 
 AllSlots = dict[str, Slots]
@@ -67,13 +68,13 @@ class Forward:
                 f"Forward carries one tangent for each of the {n} hyperparameters, more than max_hparams="
                 f"{self.max_hparams}: use Unroll, or raise max_hparams if you mean it"
             )
-        check_differentiable(stage.bind(hparams))
         if stage.steps == 0:
             return Pullback(hparams=tree.zeros_like(hparams), start=None, outcome=Outcome.DONE, cost=Cost())
         first = record.end.step - stage.steps
         if first not in record.states:
             raise HypergradientError("the record lacks the first state: run(..., tail=None) records what Forward needs")
         state = record.states[first]
+        check_differentiable(stage.bind(hparams), stage.trained(state.params), first)
         like = next(iter(hparams.values()))
         directions = vmap(lambda e: tree.unflatten(e, hparams))(torch.eye(n, dtype=like.dtype, device=like.device))
         z_params = tree.map_tree(lambda x: x.new_zeros(n, *x.shape), state.params)
@@ -147,14 +148,13 @@ class Forward:
         """The tangents of the leaves that the rule moves, and of their slots."""
 
         def update(g: Tree, params: Tree, slots: AllSlots, lam: Tree) -> tuple[Tree, AllSlots]:
-            rule = stage.bind(lam)
-            pairs = {k: rule.update(g[k], slots[k], state.update_number(k), params[k]) for k in g}
-            return {k: params[k] + change for k, (change, _) in pairs.items()}, {k: s for k, (_, s) in pairs.items()}
+            changes, after = step_tree(stage.bind(lam), g, state._replace(params=params, slots=slots))
+            return {k: params[k] + change for k, change in changes.items()}, after
 
         theta, slots = tree.select(state.params, grads), {k: state.slots[k] for k in grads}
 
         def tangent(dg: Tree, z: Tree, zs: AllSlots, direction: Tree) -> tuple[Tree, AllSlots]:
-            if is_linear(stage.rule):  # a linear map is its own derivative
+            if is_linear(stage.rule, grads, state.step):  # a linear map is its own derivative
                 return update(dg, z, zs, hparams)
             out = jvp(update, (grads, theta, slots, hparams), (dg, z, zs, direction))[1]
             return cast(tuple[Tree, AllSlots], out)

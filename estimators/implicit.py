@@ -6,14 +6,15 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from . import tree
-from .adaptation import refuse_rule_hparams
-from .errors import HypergradientError
+from .adaptation import adaptation, refuse_rule_hparams, young
+from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
 from .products import BoundLoss, Product, gradients, reverse_over_reverse
-from .rules import Rule
-from .solvers import Matvec, Outcome, Solver
+from .rules import Rule, leaf_rules
+from .solvers import Matvec, Outcome, Preconditioner, Solver
 from .stage import Record, Stage, check_reads
 from .tree import Tree
 
@@ -29,8 +30,14 @@ class Implicit:
     frozen ones get the cotangent c - H_frozen,trained x. Coupled (L2) weight decay of the rule is part of the
     system; decoupled decay is not a stationary point of anything and is reported.
 
+    With ``adapt`` the solver is preconditioned by D = -(du/dg)^T of the last update u, the adaptation of SAMA: D cancels in
+    an exact solve, and matters as long as the solve is not exact. `Identity` is then SAMA (with this product), `Neumann`
+    the adapted series D sum_j (I - H D)^j c, which leads from SAMA to the exact implicit gradient, `CG` the adapted CG.
+    Coordinates whose adaptation is zero (they never had a gradient) stay zero in x.
+
     Args:
-        solver: of H x = c; called as ``solver(matvec, b)``.
+        solver: of H x = c; called as ``solver(matvec, b)``, or ``solver(matvec, b, preconditioner)``.
+        adapt: precondition with the rule's adaptation.
         product: form of the second-order product.
         batches: average H and M over this many of the stream's last batches (a minibatch Hessian is a noisy one).
 
@@ -41,10 +48,16 @@ class Implicit:
     solver: Solver
     product: Product = reverse_over_reverse
     batches: int = 1
+    adapt: bool = False
 
     def __post_init__(self) -> None:
         if self.batches < 1:
             raise HypergradientError(f"{self}: batches must be at least 1")
+        if self.adapt and not hasattr(self.solver, "takes_preconditioner"):
+            raise HypergradientError(
+                f"{self}: {type(self.solver).__name__} takes no preconditioner: use Identity, Neumann, FixedPoint or CG "
+                "(an exact solve has no use for one: D cancels)"
+            )
 
     @property
     def tail(self) -> int:
@@ -54,25 +67,31 @@ class Implicit:
         """See `Estimator`.
 
         Raises:
-            NotApplicableError: hyperparameters sit in the rule.
+            NotApplicableError: hyperparameters sit in the rule; with ``adapt``, also as `adapt`, a leaf that had no gradient
+                in the last step, or a solver that needs a symmetric D and a rule that mixes coordinates.
             HypergradientError: the loss reads no trained leaf; and as the solver.
         """
         refuse_rule_hparams(stage, record, hparams, "Implicit")
-        rule, params = stage.bind(hparams), record.end.params
+        params = record.end.params
         losses = last_objectives(stage, record, self.batches)
         names, cost = self._unknowns(stage, record, losses, hparams)
-        decay = getattr(rule, "weight_decay", 0.0)
-        decoupled = getattr(rule, "decoupled_weight_decay", False)
-        decays = bool(torch.as_tensor(decay).gt(0).any())
+        rules = leaf_rules(stage.bind(hparams), names, max(record.end.step - 1, 0))
+        decays = {k: d for k, r in rules.items() if _any_positive(d := getattr(r, "weight_decay", 0.0))}
+        decoupled = {k for k in decays if getattr(rules[k], "decoupled_weight_decay", False)}
+        coupled = {k: d for k, d in decays.items() if k not in decoupled}
 
         def matvec(v: Tree) -> Tree:
             hv, _ = mean_product(self.product, losses, params, hparams, v, wrt_params=v)
             hv = stage.reduce(tree.fill(hv, v))
-            return tree.axpy(decay, v, hv) if decays and not decoupled else hv
+            return {k: hv[k] + coupled[k] * v[k] if k in coupled else hv[k] for k in v}
 
         b = tree.select(cotangent, names)
-        solver, extra = _with_step(self.solver, rule, matvec, b)
-        solution = solver(matvec, b)
+        if self.adapt:
+            extra = 0
+            solution = cast(Any, self.solver)(matvec, b, self._preconditioner(stage, record, hparams, names))
+        else:
+            solver, extra = _with_step(self.solver, rules, matvec, b)
+            solution = solver(matvec, b)
         free = [k for k in params if k in stage.frozen]
         rows, mixed = mean_product(
             self.product, losses, params, hparams, solution.value, wrt_params=free, wrt_hparams=hparams
@@ -85,8 +104,11 @@ class Implicit:
             start = tree.union_add(start, tree.scale(stage.reduce(rows), -1.0))
         matvecs = solution.matvecs + extra
         outcome = solution.outcome
-        if decays and decoupled and outcome in (Outcome.CONVERGED, Outcome.BUDGET, Outcome.APPROXIMATE):
-            outcome = Outcome.NOT_STATIONARY
+        if outcome in (Outcome.CONVERGED, Outcome.BUDGET, Outcome.APPROXIMATE):
+            if decoupled:
+                outcome = Outcome.NOT_STATIONARY
+            elif self.adapt and young(stage, record, hparams):
+                outcome = Outcome.YOUNG
         return Pullback(
             hparams=tree.scale(mixed, -1.0),
             start=start,
@@ -95,6 +117,20 @@ class Implicit:
             residual=solution.residual,
             curvature=solution.curvature,
         )
+
+    def _preconditioner(self, stage: Stage, record: Record, hparams: Tree, names: set[str]) -> Preconditioner:
+        made = adaptation(stage, record, hparams)
+        if missing := sorted(names - cast(Tree, record.grad).keys()):
+            raise NotApplicableError(
+                f"the leaves {missing} had no gradient in the last step, so that its adaptation says nothing of them: use "
+                "adapt=False or batches=1"
+            )
+        if cast(Any, self.solver).takes_preconditioner == "symmetric" and not made.symmetric:
+            raise NotApplicableError(
+                f"{type(self.solver).__name__} needs a symmetric preconditioner, and the rule mixes coordinates: use "
+                "Neumann, or adapt=False"
+            )
+        return made
 
     def _unknowns(self, stage: Stage, record: Record, losses: list[BoundLoss], hparams: Tree) -> tuple[set[str], Cost]:
         """The trained leaves that the losses read, and what it took to find out."""
@@ -128,15 +164,20 @@ def last_objectives(stage: Stage, record: Record, batches: int) -> list[BoundLos
     return [stage.objective(t) for t in range(first, first + batches)]
 
 
-def _with_step(solver: Solver, rule: Rule, matvec: Matvec, b: Tree) -> tuple[Solver, int]:
-    """Give a series solver without ``lr`` one: the rule's gradient step, else 1 / lambda_max.
+def _any_positive(x: float | Tensor) -> bool:
+    return bool(torch.as_tensor(x).gt(0).any())
+
+
+def _with_step(solver: Solver, rules: dict[str, Rule], matvec: Matvec, b: Tree) -> tuple[Solver, int]:
+    """Give a series solver without ``lr`` one: the gradient step that all rules share, else 1 / lambda_max.
 
     Returns:
         (solver, products spent on finding the step).
     """
     if not is_dataclass(solver) or getattr(solver, "lr", 0.0) is not None:
         return solver, 0
-    step = getattr(rule, "gradient_step", None)
+    steps = {None if (s := getattr(r, "gradient_step", None)) is None else float(s) for r in rules.values()}
+    step = steps.pop() if len(steps) == 1 else None
     used = 0
     if step is None:
         v, top = b, tree.norm(b)

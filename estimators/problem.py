@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .estimator import Outer
-from .stage import Stage, State
+from .stage import Stage
+from .state import State
 from .tree import Tree
 
 Exact = Callable[[Tree], Tree]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,31 +13,11 @@ from torch import Tensor
 from . import tree
 from .errors import HypergradientError, NonFiniteError
 from .products import BoundLoss, gradients, leaves
-from .rules import Rule, Slots
+from .rules import AnyRule, can_rewind, init_tree, is_rule, leaf_rule, step_tree
+from .state import State
 from .tree import Tree
 
 Batch = Any
-
-
-class State(NamedTuple):
-    """Everything a run needs to go on.
-
-    Attributes:
-        params: theta, keyed as ``named_parameters()``.
-        slots: optimizer state of every trained leaf.
-        step: steps taken so far; step t (from 0) reads ``stream(t)``.
-        missed: how many of them found no gradient for a leaf (absent: none). As in torch.optim such a leaf is left
-            alone, and its own count of updates stays behind.
-    """
-
-    params: Tree
-    slots: dict[str, Slots]
-    step: int
-    missed: Mapping[str, int] = {}
-
-    def update_number(self, leaf: str) -> int:
-        """The ``t`` of the next update of ``leaf``, from 1."""
-        return self.step + 1 - self.missed.get(leaf, 0)
 
 
 def identity(a: Tree) -> Tree:
@@ -51,7 +31,7 @@ class Stage:
 
     Args:
         loss: (params, hparams, batch) -> scalar, a mean over the batch if `reduce` averages over ranks.
-        rule: the inner optimizer, or a function hparams -> optimizer if hyperparameters sit in it.
+        rule: the inner optimizer (a rule or a wrapper around rules), or a function hparams -> optimizer if hyperparameters sit in it.
         stream: step number -> batch, a pure function of the step: replay and solvers call it again.
         steps: number of steps, >= 0. A stage of no steps ends where it starts and uses ``stream(0)``.
         reduce: mean over data-parallel ranks, applied to gradients and to both halves of every product.
@@ -64,7 +44,7 @@ class Stage:
     """
 
     loss: Callable[[Tree, Tree, Batch], Tensor]
-    rule: Rule | Callable[[Tree], Rule]
+    rule: AnyRule | Callable[[Tree], AnyRule]
     stream: Callable[[int], Batch]
     steps: int
     reduce: Callable[[Tree], Tree] = identity
@@ -83,14 +63,14 @@ class Stage:
     @property
     def rule_reads_hparams(self) -> bool:
         """Whether the rule is built from the hyperparameters."""
-        return not hasattr(self.rule, "update")
+        return not is_rule(self.rule)
 
-    def bind(self, hparams: Tree) -> Rule:
+    def bind(self, hparams: Tree) -> AnyRule:
         """The rule at these hyperparameters."""
         if not self.rule_reads_hparams:
-            return cast(Rule, self.rule)
-        rule = cast(Callable[[Tree], Rule], self.rule)(hparams)
-        if not hasattr(rule, "update"):
+            return cast(AnyRule, self.rule)
+        rule = cast(Callable[[Tree], AnyRule], self.rule)(hparams)
+        if not is_rule(rule):
             raise HypergradientError(
                 f"Stage.rule returned {rule!r}: return a rule such as SGD(lr=...), or pass the rule itself"
             )
@@ -107,11 +87,11 @@ class Stage:
         """The state before the first step, with fresh slots."""
         with torch.enable_grad():
             rule = self.bind(leaves(hparams, hparams))
-            slots = {k: rule.init(params[k].detach().requires_grad_()) for k in self.trained(params)}
+            slots = init_tree(rule, {k: params[k].detach().requires_grad_() for k in self.trained(params)}, 0)
         for k, s in slots.items():
             if any(x.requires_grad for x in s.values()):
                 raise HypergradientError(
-                    f"{type(rule).__name__}.init makes slots of {k!r} that depend on the parameters or on a "
+                    f"{type(leaf_rule(rule, k, 0)).__name__}.init makes slots of {k!r} that depend on the parameters or on a "
                     "hyperparameter; estimators take first slots for constants: build them from shapes, or detach them"
                 )
         return State(params, slots, 0)
@@ -199,16 +179,15 @@ class Record:
         return sum(seen.values())
 
 
-def advance(stage: Stage, rule: Rule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
+def advance(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
     """One step: (next state, loss, gradient of the leaves that the loss reads)."""
     names = stage.trained(state.params)
     loss, grads, _ = gradients(stage.objective(state.step), state.params, hparams, wrt_params=names)
     grads = stage.reduce(grads)
-    params, slots = dict(state.params), dict(state.slots)
     with torch.no_grad():
-        for k, g in grads.items():
-            change, slots[k] = rule.update(g, state.slots[k], state.update_number(k), state.params[k])
-            params[k] = state.params[k] + change
+        changes, moved = step_tree(rule, grads, state)
+        params = {**state.params, **{k: state.params[k] + change for k, change in changes.items()}}
+    slots = {**state.slots, **moved}
     missed = {**state.missed, **{k: state.missed.get(k, 0) + 1 for k in names if k not in grads}}
     return State(params, slots, state.step + 1, missed), loss, grads
 
@@ -237,7 +216,7 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     state = state._replace(params=tree.detach(state.params), slots={k: tree.detach(s) for k, s in state.slots.items()})
     rule = stage.bind(hparams)
     last = state.step + stage.steps
-    recorded = recorded_steps(stage, rule, last, tail, every)
+    recorded = recorded_steps(stage, hparams, state.params, last, tail, every)
     states: dict[int, State] = {}
     losses: list[Tensor] = []
     skipped: dict[int, frozenset[str]] = {}
@@ -261,11 +240,16 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     return record
 
 
-def recorded_steps(stage: Stage, rule: Rule, last: int, tail: int | None, every: int) -> set[int]:
-    """The steps before which `run` keeps the state, for a run that ends after ``last`` steps."""
+def recorded_steps(stage: Stage, hparams: Tree, params: Tree, last: int, tail: int | None, every: int) -> set[int]:
+    """The steps before which `run` keeps the state, for a run that ends after ``last`` steps.
+
+    The last of them is among them if the rule cannot take it back.
+    """
     kept = stage.steps if tail is None else min(tail, stage.steps)
     steps = set(range(last - kept, last, every))
-    return steps if hasattr(rule, "rewind") or not stage.steps else steps | {last - 1}
+    if not stage.steps or can_rewind(stage.bind(hparams), stage.trained(params), last - 1):
+        return steps
+    return steps | {last - 1}
 
 
 def check_reads(grad: Tree, names: Collection[str]) -> None:
@@ -294,8 +278,8 @@ def _check_start(stage: Stage, start: Tree | State, hparams: Tree) -> None:
         if missing:
             raise HypergradientError(f"State.slots lacks {sorted(missing)}: start from a dict of params instead")
         rule = stage.bind(hparams)
-        for k in stage.trained(params):
-            tree.check_slots(start.slots[k], f"State.slots[{k!r}]", rule.init(params[k]))
+        for k, fresh in init_tree(rule, {k: params[k] for k in stage.trained(params)}, start.step).items():
+            tree.check_slots(start.slots[k], f"State.slots[{k!r}]", fresh)
 
 
 def _generator_states(params: Tree) -> list[Tensor]:

@@ -18,8 +18,10 @@ from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
 from .multitask import MultiTask
 from .products import leaves
+from .rules import leaf_rules
 from .solvers import Outcome
-from .stage import Record, Stage, State
+from .stage import Record, Stage
+from .state import State
 from .tree import Tree
 
 
@@ -87,10 +89,11 @@ class Tartan:
         at = self._state(record)
         grads = [stage.reduce(g) for g in task_gradients(stage, multitask, record.end.step - 1, at.params, hparams)]
         c = tree.select(cotangent, self._body(grads, record.grad))
+        if not self.cosine:
+            rules = leaf_rules(stage.bind(hparams), c, record.end.step - 1)
+            c = {k: r.lr * c[k] for k, r in rules.items()}
         # a leaf that a task does not read: no gradient there, but the length of c counts it all the same
         agreement = torch.stack([_agreement(tree.fill(tree.select(g, c), c), c, cosine=self.cosine) for g in grads])
-        if not self.cosine:
-            agreement = stage.bind(hparams).lr * agreement
         slopes = -agreement.to(hparams[multitask.logits].dtype)
         if self.through_softmax:
             alpha = multitask.weights(hparams)

@@ -15,7 +15,8 @@ from .estimator import Cost, Pullback
 from .products import Product, gradients, reverse_over_reverse
 from .rules import is_linear
 from .solvers import Outcome
-from .stage import Record, Stage, State, advance
+from .stage import Record, Stage, advance
+from .state import State
 from .tree import Tree
 
 
@@ -95,14 +96,15 @@ class Unroll:
         skipped = record.skipped.get(state.step, frozenset())
         names = [k for k in stage.trained(state.params) if k not in skipped]
         spent, flowed = Cost(products=1), at.flowed
-        if is_linear(stage.rule):
+        linear = is_linear(stage.rule, names, state.step)
+        if linear:
             grads = tree.select(state.params, names)  # only their shapes matter
         else:
             _, grads, _ = gradients(objective, state.params, hparams, wrt_params=names)
             grads = stage.reduce(grads)
             spent += Cost(gradients=1)
         pulled = pull_rule(stage, state, hparams, grads, at.params, at.slots)
-        if not is_linear(stage.rule):
+        if not linear:
             through = [x.any() for x in pulled.grads.values()]
             nothing = next(iter(at.params.values())).new_zeros((), dtype=torch.bool)
             flowed = [*flowed, torch.stack([nothing, *through]).any()]

@@ -44,7 +44,7 @@ MUTATIONS = [
     Mutation("implicit-sum-of-batches", "implicit.py",
              "return tree.scale(rows, 1 / len(losses)), tree.scale(mixed, 1 / len(losses))", "return rows, mixed",
              "sum instead of mean over batches"),
-    Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, r)",
+    Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, z)",
              "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, tree.axpy(a.to(dtype), hp, r))",
              "direction from the old residual (betty 0.1.1, moskomule/hypergrad)"),
     Mutation("cg-stale-iterate", "solvers/cg.py", "x, r = tree.axpy(a.to(dtype), p, x), tree.axpy(-a.to(dtype), hp, r)",

@@ -432,6 +432,6 @@ def test_a_subclass_does_not_inherit_the_promise_of_linearity():
         def update(self, grad, slots, t, param):
             return -self.lr * grad**3, {}
 
-    assert is_linear(SGD(lr=0.1))
-    assert not is_linear(Cubed(lr=0.1))
-    assert not is_linear(lambda hparams: SGD(lr=0.1))
+    assert is_linear(SGD(lr=0.1), (), 0)
+    assert not is_linear(Cubed(lr=0.1), (), 0)
+    assert not is_linear(lambda hparams: SGD(lr=0.1), (), 0)

@@ -7,7 +7,9 @@ from .adam import Adam
 from .adamax import Adamax
 from .adamw import AdamW
 from .amsgrad import AMSGrad
-from .base import Rule, Slots, is_linear
+from .base import Rule, Slots
+from .clip_norm import ClipNorm
+from .groups import Groups
 from .lamb import LAMB
 from .lion import Lion
 from .momentum import Momentum
@@ -15,7 +17,20 @@ from .muon import Muon
 from .nadam import NAdam
 from .radam import RAdam
 from .rmsprop import RMSprop
+from .scheduled import Scheduled
 from .sgd import SGD
+from .whole import (
+    AnyRule,
+    Wrapper,
+    can_rewind,
+    init_tree,
+    is_linear,
+    is_rule,
+    leaf_rule,
+    leaf_rules,
+    rewind_tree,
+    step_tree,
+)
 
 RULES: dict[str, type] = {
     "sgd": SGD,
@@ -36,10 +51,14 @@ RULES: dict[str, type] = {
 }
 """Every rule by name: adding one here is what lists and tests it."""
 
+WRAPPERS: dict[str, type] = {"groups": Groups, "scheduled": Scheduled, "clip-norm": ClipNorm}
+"""Rules around rules by name."""
+
 __all__ = [
     "LAMB",
     "RULES",
     "SGD",
+    "WRAPPERS",
     "AMSGrad",
     "Adadelta",
     "Adafactor",
@@ -47,6 +66,9 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "AnyRule",
+    "ClipNorm",
+    "Groups",
     "Lion",
     "Momentum",
     "Muon",
@@ -54,6 +76,15 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rule",
+    "Scheduled",
     "Slots",
+    "Wrapper",
+    "can_rewind",
+    "init_tree",
     "is_linear",
-]
+    "is_rule",
+    "leaf_rule",
+    "leaf_rules",
+    "rewind_tree",
+    "step_tree",
+]  # fmt: skip

@@ -75,11 +75,6 @@ def check_fields(rule: Any, *, at_least: dict[str, float], below: dict[str, floa
             raise HypergradientError(f"{type(rule).__name__}({name}={value}): must be below {high}")
 
 
-def is_linear(rule: object) -> bool:
-    """Whether the rule's own class says that its change is linear in (gradient, slots)."""
-    return bool(vars(type(rule)).get("linear", False))
-
-
 def undo(average: Tensor, added: Tensor, decay: Scalar) -> Tensor:
     """x with ``average = decay x + added``; with decay 0, where x has no influence, zeros."""
     if isinstance(decay, Tensor):

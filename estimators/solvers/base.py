@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..tree import Tree
@@ -27,6 +28,14 @@ class Outcome(enum.Enum):
     SINGULAR = "the system is singular: add damping, or a penalty to the inner loss"
     DIVERGED = "the series diverges, lr * lambda_max >= 2: lower lr (1 / lambda_max is safe), or use CG"
     NONFINITE = "a product was NaN or infinite: look at the loss where the solver evaluated it"
+    NOT_POSITIVE = (
+        "the preconditioner (the rule's adaptation) is negative somewhere, as Adam's is in its first steps: train a few "
+        "steps more, or use adapt=False"
+    )
+    YOUNG = (
+        "the optimizer state is young: in its first steps after a reset the rule's derivative is mostly sign noise or "
+        "nearly zero, and so is the adaptation; take more steps first (see the rule's ``settles``)"
+    )
     NOT_STATIONARY = (
         "the rule decays the weights outside the loss (decoupled weight decay), so its fixed point is no stationary "
         "point of the loss and implicit differentiation is biased: put the decay into the loss"
@@ -53,8 +62,25 @@ class Solution(NamedTuple):
     curvature: float | None = None
 
 
+@dataclass(frozen=True)
+class Preconditioner:
+    """D, an approximate inverse of H.
+
+    Attributes:
+        apply: c -> D c.
+        symmetric: whether D is; CG needs that.
+    """
+
+    apply: Matvec
+    symmetric: bool
+
+
 @runtime_checkable
 class Solver(Protocol):
-    """Frozen, keyword-built; H is symmetric and known only through ``matvec``."""
+    """Frozen, keyword-built; H is symmetric and known only through ``matvec``.
+
+    Optional: a third argument ``preconditioner: Preconditioner | None``, and a ClassVar ``takes_preconditioner``, "any"
+    or "symmetric", that says which ones it takes.
+    """
 
     def __call__(self, matvec: Matvec, b: Tree) -> Solution: ...

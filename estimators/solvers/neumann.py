@@ -4,18 +4,19 @@ Differentiation*, Algorithm 3)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Matvec, Solution
+from .base import Matvec, Preconditioner, Solution
 from .series import series
 
 
 @dataclass(frozen=True)
 class Neumann:
-    """x = lr sum_{j=0..steps} (I - lr H)^j b = (I - (I - lr H)^(steps+1)) H^-1 b.
+    """x = lr sum_{j=0..steps} (I - lr H)^j b = (I - (I - lr H)^(steps+1)) H^-1 b;  with D:  lr D sum (I - lr H D)^j b.
 
     ``steps`` counts products with H, so there are ``steps + 1`` terms (``steps=0`` is lr b, the T1-T2 vector). On a
     quadratic this is backpropagation truncated to the last ``steps + 1`` gradient steps of size lr. It converges
@@ -23,10 +24,14 @@ class Neumann:
     (`Outcome.DIVERGED`) or, with negative curvature, that H is indefinite (`Outcome.INDEFINITE`; few terms are a
     usable regularisation even then).
 
+    With a preconditioner D it is the same series of the adapted descent theta <- theta - lr D grad: D b for ``steps=0``,
+    H^-1 b in the limit. It converges exactly when the eigenvalues of lr H D lie within (0, 2).
+
     Args:
         steps: number of products, >= 0.
         lr: step of the series. None: inside `Implicit`, the inner rule's ``gradient_step``, or, for an adaptive
-            rule, which has none, 1 / lambda_max from a few power iterations (their products are counted).
+            rule, which has none, 1 / lambda_max from a few power iterations (their products are counted). With a
+            preconditioner, which has its own scale, None is 1.
 
     Raises:
         HypergradientError: a field is out of range, or ``lr`` is None outside `Implicit`.
@@ -34,10 +39,11 @@ class Neumann:
 
     steps: int = 20
     lr: float | Tensor | None = None
+    takes_preconditioner: ClassVar[str] = "any"
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.lr is not None and not self.lr > 0):
             raise HypergradientError(f"{self}: steps must not be negative, lr must be positive")
 
-    def __call__(self, matvec: Matvec, b: Tree) -> Solution:
-        return series(matvec, b, self.lr, self.steps, 0.0, "Neumann")
+    def __call__(self, matvec: Matvec, b: Tree, preconditioner: Preconditioner | None = None) -> Solution:
+        return series(matvec, b, self.lr, self.steps, 0.0, "Neumann", preconditioner)

@@ -11,16 +11,25 @@ from torch import Tensor
 from .. import tree
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Matvec, Outcome, Solution
+from .base import Matvec, Outcome, Preconditioner, Solution
 
 
-def series(matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rtol: float, name: str) -> Solution:
+def series(
+    matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rtol: float, name: str,
+    preconditioner: Preconditioner | None = None,
+) -> Solution:  # fmt: skip
     """Sum ``products + 1`` terms; end earlier once a term is below ``rtol`` times the first.
 
     With t_j = (I - aH)^j b, the sum of the first j terms has the residual t_j. H is symmetric, so its norm can only
     fail to shrink if an eigenvalue of I - aH has modulus >= 1: that the series cannot converge is then certain.
     Norms are read back once, at the end, unless ``rtol`` is positive.
+
+    With a preconditioner D, t_j = (I - a H D)^j b and the sum is a D sum_j t_j. For symmetric D > 0 all of the above
+    holds for the norm t'D t and the curvature of D^1/2 H D^1/2; for another D (of a rule that mixes coordinates) the
+    terms' plain norms are taken, which prove nothing.
     """
+    if lr is None and preconditioner is not None:
+        lr = 1.0
     if lr is None:
         raise HypergradientError(
             f"{name}(lr=None) takes the inner rule's step inside Implicit; called on its own it needs lr=, a number "
@@ -28,20 +37,25 @@ def series(matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rt
         )
     unit = tree.power_of_two(b)  # far down, terms would underflow before they are at rounding
     term = total = tree.scale(b, 1 / unit)
-    norms, quotients = [tree.norm(term)], []
+    adapted = _adapted(preconditioner, term)
+    norms, quotients = [_size(term, adapted, preconditioner)], []
     matvecs = 0
     for _ in range(products):
         if rtol > 0 and bool(norms[-1] <= rtol * norms[0]):
             break
-        h_term = matvec(term)
+        h_term = matvec(adapted)
         matvecs += 1
         size = norms[-1].to(unit.dtype)
-        quotients.append(tree.dot(tree.scale(term, 1 / size), tree.scale(h_term, 1 / size)))
+        quotients.append(tree.dot(tree.scale(adapted, 1 / size), tree.scale(h_term, 1 / size)))
         term = {k: t - lr * h_term[k] for k, t in term.items()}
         total = tree.add(total, term)
-        norms.append(tree.norm(term))
-    value = tree.scale(tree.scale(total, lr), unit)
+        adapted = _adapted(preconditioner, term)
+        norms.append(_size(term, adapted, preconditioner))
+    value = tree.scale(tree.scale(_adapted(preconditioner, total), lr), unit)
     sizes = torch.stack(norms).tolist()
+    if preconditioner is not None and preconditioner.symmetric and any(math.isnan(x) for x in sizes):
+        finite = tree.all_finite(value)
+        return Solution(value, Outcome.NOT_POSITIVE if finite else Outcome.NONFINITE, matvecs, None, None)
     if sizes[0] == 0:
         return Solution(tree.zeros_like(b), Outcome.CONVERGED, matvecs, 0.0, None)
     curvatures = torch.stack(quotients).tolist() if quotients else []
@@ -50,13 +64,27 @@ def series(matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rt
     # A term down at rounding proves nothing and has no figures worth reporting.
     curvatures = [c for c, size in zip(curvatures, sizes, strict=False) if size > 4 * eps * sizes[0]]
     largest_lr = float(lr) if not isinstance(lr, Tensor) else float(lr.max())
-    outcome = _diagnose(sizes[: len(curvatures) + 1], curvatures, largest_lr, eps)
+    proves = preconditioner is None or preconditioner.symmetric
+    outcome = _diagnose(sizes[: len(curvatures) + 1], curvatures, largest_lr, eps) if proves else None
+    if not proves and not all(math.isfinite(x) for x in sizes):
+        outcome = Outcome.DIVERGED if math.isfinite(sizes[0]) else Outcome.NONFINITE
     if outcome is None:
         if residual <= max(rtol, 4 * eps):
             outcome = Outcome.CONVERGED
         else:
             outcome = Outcome.MISSED if rtol > 0 else Outcome.BUDGET
     return Solution(value, outcome, matvecs, residual, min(curvatures, default=None))
+
+
+def _adapted(preconditioner: Preconditioner | None, term: Tree) -> Tree:
+    return term if preconditioner is None else preconditioner.apply(term)
+
+
+def _size(term: Tree, adapted: Tree, preconditioner: Preconditioner | None) -> Tensor:
+    """||t||, or sqrt(t'D t) where that is a norm (NaN where it is not)."""
+    if preconditioner is None or not preconditioner.symmetric:
+        return tree.norm(term)
+    return tree.dot(term, adapted).sqrt()
 
 
 def _diagnose(sizes: list[float], curvatures: list[float], lr: float, eps: float) -> Outcome | None:

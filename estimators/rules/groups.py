@@ -1,0 +1,62 @@
+"""Parameter groups: different rules, or the same with different fields, for different leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..errors import HypergradientError
+from ..tree import Tree
+from .base import Rule
+from .whole import AnyRule, leaf_rule, transform
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """One rule for each group of leaves, as the parameter groups of `torch.optim`.
+
+        Groups({"head.*": Momentum(lr=0.1), "*.bias": AdamW(weight_decay=0.0), "*": AdamW()})
+
+    Args:
+        rules: pattern -> rule or wrapper. A leaf belongs to the pattern that is its very name, else to the first that
+            matches it (`fnmatch.fnmatchcase`: ``*``, ``?``, ``[ab]``). A `ClipNorm` inside clips its group alone.
+
+    Raises:
+        HypergradientError: there is no rule, or (when a leaf is asked for) none of the patterns matches it.
+    """
+
+    rules: Mapping[str, AnyRule]
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise HypergradientError('Groups({}): give at least one rule, as in Groups({"*": SGD(lr=0.1)})')
+
+    @property
+    def transforms(self) -> bool:
+        return any(getattr(r, "transforms", False) for r in self.rules.values())
+
+    @property
+    def varies(self) -> bool:
+        return any(getattr(r, "varies", False) for r in self.rules.values())
+
+    def pattern(self, leaf: str) -> str:
+        """The pattern whose group ``leaf`` belongs to."""
+        if leaf in self.rules:
+            return leaf
+        for pattern in self.rules:
+            if fnmatchcase(leaf, pattern):
+                return pattern
+        raise HypergradientError(
+            f'Groups: no pattern of {list(self.rules)} matches the leaf {leaf!r}; add one, for instance "*" as the last'
+        )
+
+    def of(self, leaf: str, step: int) -> Rule:
+        return leaf_rule(self.rules[self.pattern(leaf)], leaf, step)
+
+    def transform(self, grads: Tree) -> Tree:
+        members: dict[str, Tree] = {}
+        for k, g in grads.items():
+            members.setdefault(self.pattern(k), {})[k] = g
+        changed = {k: g for pattern, group in members.items() for k, g in transform(self.rules[pattern], group).items()}
+        return {k: changed[k] for k in grads}

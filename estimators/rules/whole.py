@@ -1,0 +1,113 @@
+"""A rule applied to all leaves at once: the only place that knows leaf rules from wrappers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor
+
+from ..state import State
+from ..tree import Tree
+from .base import Rule, Slots
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """Rules around rules: which one moves a leaf (`Groups`, `Scheduled`), and what the gradients go through first
+    (`ClipNorm`). It has no ``update`` of its own.
+
+    Wrappers hold leaf rules or wrappers, in any order.
+    """
+
+    @property
+    def transforms(self) -> bool:
+        """Whether ``transform`` does anything: then a step is not linear in the gradients."""
+        ...
+
+    @property
+    def varies(self) -> bool:
+        """Whether ``of`` depends on the step."""
+        ...
+
+    def of(self, leaf: str, step: int) -> Rule:
+        """The leaf rule that moves ``leaf`` in step ``step`` (from 0, as ``Stage.stream``)."""
+        ...
+
+    def transform(self, grads: Tree) -> Tree:
+        """What the leaf rules get for the gradients of a step, same keys; differentiable."""
+        ...
+
+
+AnyRule = Rule | Wrapper
+
+
+def is_rule(thing: object) -> bool:
+    """Whether it is a leaf rule or a wrapper (and not a function that makes one)."""
+    return hasattr(thing, "update") or hasattr(thing, "of")
+
+
+def leaf_rule(rule: AnyRule, leaf: str, step: int) -> Rule:
+    """The leaf rule that moves ``leaf`` in step ``step``."""
+    return rule.of(leaf, step) if isinstance(rule, Wrapper) else rule
+
+
+def leaf_rules(rule: AnyRule, leaves: Collection[str], step: int) -> dict[str, Rule]:
+    return {k: leaf_rule(rule, k, step) for k in leaves}
+
+
+def transform(rule: AnyRule, grads: Tree) -> Tree:
+    """What the leaf rules get for ``grads``."""
+    return rule.transform(grads) if isinstance(rule, Wrapper) else grads
+
+
+def init_tree(rule: AnyRule, params: Mapping[str, Tensor], step: int) -> dict[str, Slots]:
+    """Fresh slots of all leaves of ``params``."""
+    return {k: leaf_rule(rule, k, step).init(x) for k, x in params.items()}
+
+
+def step_tree(rule: AnyRule, grads: Tree, state: State) -> tuple[Tree, dict[str, Slots]]:
+    """One step of the leaves in ``grads``; pure, and differentiable in all arguments.
+
+    Args:
+        grads: gradients at ``state.params``; other leaves are left alone.
+        state: before the step.
+
+    Returns:
+        (changes, slots after the step), both keyed as ``grads``.
+    """
+    changes: Tree = {}
+    slots: dict[str, Slots] = {}
+    for k, g in transform(rule, grads).items():
+        changes[k], slots[k] = leaf_rule(rule, k, state.step).update(
+            g, state.slots[k], state.update_number(k), state.params[k]
+        )
+    return changes, slots
+
+
+def can_rewind(rule: AnyRule, leaves: Collection[str], step: int) -> bool:
+    """Whether the step ``step`` of all ``leaves`` can be taken back."""
+    return all(hasattr(r, "rewind") for r in leaf_rules(rule, leaves, step).values())
+
+
+def rewind_tree(rule: AnyRule, grads: Tree, state: State) -> State:
+    """The state before the last step, which used ``grads``; for rules of which `can_rewind` holds."""
+    step = state.step - 1
+    before = state._replace(params=dict(state.params), slots=dict(state.slots), step=step)
+    for k, g in transform(rule, grads).items():
+        rewind = cast("Rewinds", leaf_rule(rule, k, step)).rewind
+        before.slots[k], before.params[k] = rewind(g, state.slots[k], before.update_number(k), state.params[k])
+    return before
+
+
+class Rewinds(Protocol):
+    def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]: ...
+
+
+def is_linear(rule: object, leaves: Collection[str], step: int) -> bool:
+    """Whether every change is linear in (gradient, slots, leaf), as the leaf rules' own classes say."""
+    if not is_rule(rule):
+        return False
+    if isinstance(rule, Wrapper):
+        return not rule.transforms and all(is_linear(r, (), step) for r in leaf_rules(rule, leaves, step).values())
+    return bool(vars(type(rule)).get("linear", False))
