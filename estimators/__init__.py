@@ -8,7 +8,9 @@ from .estimator import Cost, Estimator, ExtraUpdate, Hypergradient, Pullback, hy
 from .forward import Forward
 from .greedy import Greedy
 from .implicit import Implicit
+from .meta_head import MetaHead, RidgeFit, StepsFit
 from .module import ModuleLoss, from_module
+from .multitask import MultiTask
 from .one_step import SAMA, T1T2
 from .problem import Problem
 from .products import (
@@ -58,6 +60,7 @@ from .solvers import (
 )
 from .stage import Record, Stage, run
 from .state import State
+from .tartan import Tartan
 from .tree import Tree
 from .unroll import Unroll
 
@@ -65,9 +68,10 @@ __all__ = [
     "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor",
     "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "ClipNorm", "Cost", "Dense", "Direct", "Entry",
     "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference", "FixedPoint", "Forward", "Greedy", "Groups",
-    "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion", "ModuleLoss", "Momentum", "Muon", "NAdam",
-    "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome", "Problem", "Product", "Pullback", "RAdam",
-    "RMSprop", "Random", "Record", "Rule", "Scheduled", "Solution", "Solver", "Stage", "State", "Tree", "Unroll",
-    "Wrapper", "adapt", "adaptation", "estimate", "from_module", "gradients", "hypergradient", "per_stage", "registry",
-    "reverse_over_forward", "reverse_over_reverse", "run", "run_stages",
+    "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion", "MetaHead", "ModuleLoss", "Momentum",
+    "MultiTask", "Muon", "NAdam", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome", "Problem",
+    "Product", "Pullback", "RAdam", "RMSprop", "Random", "Record", "RidgeFit", "Rule", "Scheduled", "Solution",
+    "Solver", "Stage", "State", "StepsFit", "Tartan", "Tree", "Unroll", "Wrapper", "adapt", "adaptation", "estimate",
+    "from_module", "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward",
+    "reverse_over_reverse", "run", "run_stages",
 ]  # fmt: skip

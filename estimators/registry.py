@@ -9,10 +9,13 @@ from importlib.metadata import entry_points
 from typing import Literal, NamedTuple
 
 from . import tree
+from .baselines import Direct, Evolution, FiniteDifference, Random
 from .errors import HypergradientError
 from .estimator import Estimator
 from .forward import Forward
+from .greedy import Greedy
 from .implicit import Implicit
+from .influence import loss_hparams
 from .one_step import SAMA, T1T2
 from .problem import Problem
 from .products import reverse_over_forward
@@ -36,9 +39,12 @@ class Claim:
             direction whose error is reported only.
         exact: equal to its target to rounding (for "optimum": when the run has reached it).
         bias: what is left out when it is not exact.
-        scale: "true", or "lr" if the answer carries an inner learning rate, or "1/H" if it lacks an inverse Hessian.
+        scale: "true", or "lr" if the answer carries an inner learning rate, or "1/H" if it lacks an inverse Hessian, or
+            "none" if its length means nothing.
         stages: numbers of stages it handles, None for any.
         rule_hparams: sees hyperparameters that sit in the rule.
+        rule_only: sees only those.
+        control: no estimate, but what one must beat: nothing is asked of its error.
         max_hparams: most scalars of lam, None for any.
         max_params: most scalars of theta, None for any.
     """
@@ -48,9 +54,11 @@ class Claim:
     target: Literal["run", "optimum", "direction"]
     exact: bool = False
     bias: str = ""
-    scale: Literal["true", "lr", "1/H"] = "true"
+    scale: Literal["true", "lr", "1/H", "none"] = "true"
     stages: tuple[int, ...] | None = (1,)
     rule_hparams: bool = False
+    rule_only: bool = False
+    control: bool = False
     max_hparams: int | None = None
     max_params: int | None = None
 
@@ -62,6 +70,12 @@ class Claim:
         if not self.rule_hparams and any(s.rule_reads_hparams for s in problem.stages):
             return "cannot see hyperparameters that sit in the rule"
         params = problem.start if isinstance(problem.start, dict) else problem.start.params
+        if self.rule_only:
+            if not all(s.rule_reads_hparams for s in problem.stages):
+                return "sees only hyperparameters that sit in the rule, and there are none"
+            read = {k for s in problem.stages for k in loss_hparams(s, params, problem.hparams, 0)}
+            if read:
+                return f"sees only hyperparameters that sit in the rule, and the loss reads {sorted(read)}"
         limits = (("hyperparameters", problem.hparams, self.max_hparams), ("parameters", params, self.max_params))
         for what, a, most in limits:
             if most is not None and tree.size(a) > most:
@@ -197,4 +211,30 @@ registry.register(
     "composed", (Implicit(CG(steps=60, rtol=1e-12)), Unroll()),
     Claim(of="implicit pre-training, unrolled fine-tuning", citation="Raghu et al. 2021", target="optimum", exact=True,
           stages=(2,)),
+)  # fmt: skip
+registry.register(
+    "greedy", Greedy(),
+    Claim(of="derivative of the last update, by the rule's own hyperparameters", citation="Lichtarge et al. 2022; Baydin et al. 2018",
+          target="direction", bias="leaves out all earlier steps", rule_hparams=True, rule_only=True),
+)  # fmt: skip
+registry.register(
+    "finite-difference", FiniteDifference(),
+    Claim(of=_RUN, citation="central differences", target="run", bias="O(step^2) of the difference, and rounding",
+          rule_hparams=True, max_hparams=64),
+)  # fmt: skip
+registry.register(
+    "evolution", Evolution(),
+    Claim(of="derivative of the run smoothed over lam", citation="Salimans et al. 2017; Metz et al. 2019",
+          target="direction", bias="squared error (n + 1) / 16 of n hyperparameters; O(sigma^2) of the smoothing",
+          rule_hparams=True),
+)  # fmt: skip
+registry.register(
+    "direct", Direct(),
+    Claim(of="the direct term alone", citation="baseline, sometimes called first-order", target="direction",
+          bias="leaves out all that comes through the run", scale="none", stages=None, rule_hparams=True, control=True),
+)  # fmt: skip
+registry.register(
+    "random", Random(),
+    Claim(of="a random direction", citation="baseline", target="direction", bias="looks at no derivative", scale="none",
+          rule_hparams=True, control=True),
 )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from estimators import Momentum, Problem, Tree
+from estimators.tree import flatten, unflatten
 
 from .oracle import Dense, cotangent_on_start, dense, long_graph, train
 
@@ -104,6 +105,66 @@ def _inner_product(a: Tree, b: Tree) -> Tensor:
     return torch.stack([(x * b[k]).sum() for k, x in a.items()]).sum()
 
 
+def _direct(problem: Problem, hparams: Tree) -> Tree:
+    end = {k: x.detach() for k, x in problem.start.items()}  # type: ignore[union-attr]
+    for stage in problem.stages:
+        end = {k: x.detach() for k, x in train(stage, end, hparams)[0].items()}
+    lam = {k: x.clone().requires_grad_() for k, x in hparams.items()}
+    value = problem.outer(end, lam)
+    found = (
+        torch.autograd.grad(value, list(lam.values()), allow_unused=True) if value.requires_grad else (None,) * len(lam)
+    )
+    return {k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(hparams.items(), found, strict=True)}
+
+
+class _Linearised:
+    """lam -> <c, end(lam)>, c the outer gradient at the end of the run at ``hparams``."""
+
+    def __init__(self, problem: Problem, hparams: Tree) -> None:
+        (self.stage,), self.problem, self.hparams = problem.stages, problem, hparams
+        end = {k: x.detach().requires_grad_() for k, x in self.end(hparams).items()}
+        found = torch.autograd.grad(problem.outer(end, hparams), list(end.values()), allow_unused=True)
+        self.c = {k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(end.items(), found, strict=True)}
+        self.direct = flatten(_direct(problem, hparams))
+
+    def end(self, lam: Tree) -> Tree:
+        start = {k: x.detach() for k, x in self.problem.start.items()}  # type: ignore[union-attr]
+        return {k: x.detach() for k, x in train(self.stage, start, lam)[0].items()}
+
+    def __call__(self, lam: Tensor) -> Tensor:
+        return _inner_product(self.end(unflatten(lam, self.hparams)), self.c)
+
+    def answer(self, indirect: Tensor) -> Tree:
+        return unflatten(self.direct + indirect, self.hparams)
+
+
+def _finite_difference(problem: Problem, hparams: Tree) -> Tree:
+    value, lam = _Linearised(problem, hparams), flatten(hparams)
+    h = torch.finfo(lam.dtype).eps ** (1 / 3) * lam.abs().clamp(min=1.0)
+    ahead, behind = lam + torch.diag(h), lam - torch.diag(h)
+    slopes = [(value(a) - value(b)) / (a - b).sum() for a, b in zip(ahead, behind, strict=True)]
+    return value.answer(torch.stack(slopes))
+
+
+def _evolution(problem: Problem, hparams: Tree, pairs: int = 16, sigma: float = 1e-2) -> Tree:
+    value, lam = _Linearised(problem, hparams), flatten(hparams)
+    draws = torch.stack(_draws(problem, *[len(lam)] * pairs))
+    differences = torch.stack([value(lam + sigma * u) - value(lam - sigma * u) for u in draws])
+    return value.answer(draws.T @ differences / (2 * sigma * pairs))
+
+
+def _random(problem: Problem, hparams: Tree) -> Tree:
+    value = _Linearised(problem, hparams)
+    c = flatten(value.c)
+    d, r = _draws(problem, len(value.direct), len(c))
+    return value.answer((r @ c) * d)
+
+
+def _draws(problem: Problem, *sizes: int) -> list[Tensor]:
+    source = torch.Generator().manual_seed(1_000_003 + problem.stages[0].steps)
+    return [torch.randn(n, generator=source, dtype=torch.float64) for n in sizes]
+
+
 DEFINITIONS: dict[str, Definition] = {
     "unroll": long_graph,
     "unroll-checkpointed": long_graph,
@@ -119,5 +180,10 @@ DEFINITIONS: dict[str, Definition] = {
     "sama": _sama_difference,
     "sama-exact": _sama,
     "composed": _composed,
+    "greedy": lambda p, h: long_graph(p, h, cut=p.stages[0].steps - 1),
+    "finite-difference": _finite_difference,
+    "evolution": _evolution,
+    "direct": _direct,
+    "random": _random,
 }
 """Every registered estimator: registering one means defining it here."""

@@ -14,6 +14,9 @@ from estimators import (
     T1T2,
     Adam,
     Claim,
+    Direct,
+    Evolution,
+    FiniteDifference,
     Forward,
     HypergradientError,
     Identity,
@@ -25,6 +28,7 @@ from estimators import (
     Outcome,
     Problem,
     Pullback,
+    Random,
     Stage,
     State,
     Unroll,
@@ -66,7 +70,12 @@ def go(estimator=None, outer=outer, start=START, hparams=HPARAMS, stages=None, *
     return estimate(Problem("p", stages, outer, start, hparams), estimator or Unroll())
 
 
-EVERY = {name: entry.estimator for name, entry in registry.items() if not isinstance(entry.estimator, tuple)}
+EVERY = {  # of one stage, and of hyperparameters in the loss
+    name: entry.estimator
+    for name, entry in registry.items()
+    if not isinstance(entry.estimator, tuple) and not entry.claim.rule_only
+}
+BASELINES = (FiniteDifference, Evolution, Direct, Random)
 
 
 def test_the_example_itself_is_sound():
@@ -264,9 +273,9 @@ def test_a_non_finite_second_derivative_is_never_a_finite_answer(name):
         found = go(EVERY[name], touches, start, hparams, loss=kinked, rule=SGD(lr=0.1))
     except (HypergradientError, torch.linalg.LinAlgError):
         return
-    # No product with H was taken (T1-T2, SAMA): then the answer is that of finite numbers only, and is finite.
+    # No product with H was taken: then the answer is that of finite numbers only, and is finite.
     assert all(bool(torch.isfinite(x).all()) for x in found.hparams.values())
-    assert EVERY[name].__class__ in (T1T2, SAMA)
+    assert EVERY[name].__class__ in (T1T2, SAMA, *BASELINES)
 
 
 # ---------------------------------------------------------------- hyperparameters without influence
@@ -289,7 +298,7 @@ def test_a_hyperparameter_that_only_the_outer_loss_reads_is_fine(name):
     assert not found.indirect["direct"].any()
 
 
-@pytest.mark.parametrize("name", [n for n, e in EVERY.items() if not isinstance(e, (Unroll, Forward))])
+@pytest.mark.parametrize("name", [n for n in EVERY if not registry[n].claim.rule_hparams])
 @pytest.mark.parametrize(
     "rule",
     [
@@ -304,7 +313,7 @@ def test_rule_hyperparameters_are_refused_where_they_cannot_be_seen(name, rule):
         go(EVERY[name], hparams={**HPARAMS, "lr": torch.tensor(-2.0, dtype=F64)}, rule=rule)
 
 
-@pytest.mark.parametrize("name", ["unroll", "unroll-checkpointed", "forward"])
+@pytest.mark.parametrize("name", ["unroll", "unroll-checkpointed", "forward", "finite-difference", "evolution"])
 def test_rule_hyperparameters_are_seen_by_the_others(name):
     found = go(
         EVERY[name], hparams={**HPARAMS, "lr": torch.tensor(-2.0, dtype=F64)}, rule=lambda h: SGD(lr=h["lr"].exp())

@@ -60,8 +60,18 @@ def setup(name: str, which: str) -> tuple[Problem, tuple[Estimator, ...], list[A
     return p, chosen, run_stages(p.stages, p.start, p.hparams, chosen)
 
 
+FREE = {"greedy", "direct", "random"}
+"""These take nothing beside the outer gradient (and a look at what the loss reads)."""
+
+
+def general(but: tuple[str, ...] = ()) -> list[str]:
+    """Estimators of one stage that see hyperparameters in the loss."""
+    return [e for e in registry if e not in but and registry[e].claim.refuses(problem("toy")) is None]
+
+
 def relative(a: Tree, b: Tree) -> float:
-    return float((flatten(a) - flatten(b)).norm() / flatten(b).norm())
+    gap = float((flatten(a) - flatten(b)).norm())
+    return gap / float(flatten(b).norm()) if gap else 0.0
 
 
 def test_every_estimator_and_every_problem_is_covered() -> None:
@@ -103,7 +113,7 @@ def test_laws(name: str, which: str) -> None:
     # zero in, zero out: no 0/0
     zero = ask(0.0)
     assert all(torch.equal(x, torch.zeros_like(x)) for x in zero.hparams.values())
-    assert first.cost.products + first.cost.gradients > 0
+    assert first.cost.products + first.cost.gradients > 0 or name in FREE
 
 
 def has_a_product(name: str) -> bool:
@@ -127,7 +137,7 @@ def test_product_forms_agree(name: str, which: str) -> None:
     assert relative(answers[2], answers[0]) < 1e-4
 
 
-@pytest.mark.parametrize("name", [e for e in registry if e != "composed"])
+@pytest.mark.parametrize("name", general())
 def test_several_leaves_equal_one(name: str) -> None:
     """One vector, or the same entries as a 0-d leaf, a strided leaf and a matrix: the same hypergradient."""
     whole = problem("biased_regression")
@@ -158,7 +168,7 @@ def test_several_leaves_equal_one(name: str) -> None:
 
 
 # Nystrom's sample of columns is drawn by position: test_solvers holds it to the dense formula instead.
-@pytest.mark.parametrize("name", [e for e in registry if e not in ("composed", "nystrom")])
+@pytest.mark.parametrize("name", general(but=("nystrom",)))
 def test_unread_and_frozen_leaves_change_nothing(name: str) -> None:
     plain = toy(Momentum(lr=0.05, momentum=0.5), steps=12)
     (stage,) = plain.stages
@@ -174,7 +184,7 @@ def test_unread_and_frozen_leaves_change_nothing(name: str) -> None:
     assert relative(estimate(wider, name).hparams, estimate(plain, name).hparams) < 1e-9
 
 
-@pytest.mark.parametrize("name", [e for e in registry if e != "composed"])
+@pytest.mark.parametrize("name", general())
 def test_float32_is_near_float64(name: str) -> None:
     rule = Momentum(lr=0.05, momentum=0.5)
     low, high = estimate(toy(rule, dtype=torch.float32), name), estimate(toy(rule), name)

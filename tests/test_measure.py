@@ -258,7 +258,7 @@ def test_every_registered_estimator_can_be_measured(name: str) -> None:
     )
     assert found["cost"]["peak_bytes"] > 0
     assert found["cost"]["time_ratio"] > 0
-    assert 0 < found["accuracy"]["cosine"] <= 1
+    assert 0 < found["accuracy"]["cosine"] <= 1 or entry.claim.control
     assert found["pullbacks"][0]["outcome"]
 
 
