@@ -54,3 +54,20 @@ def closed_form(answer: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
         return {k: out[k].reshape(x.shape).to(x) for k, x in hparams.items()}
 
     return converted
+
+
+def linear_layer(source: torch.Generator, name: str, inputs: int, outputs: int) -> Tree:
+    """Weight and bias, in float64, drawn as `torch.nn.Linear`'s: uniform within inputs^-1/2."""
+
+    def uniform(*shape: int) -> Tensor:
+        return (2 * torch.rand(*shape, generator=source, dtype=torch.float64) - 1) / inputs**0.5
+
+    return {f"{name}.weight": uniform(outputs, inputs), f"{name}.bias": uniform(outputs)}
+
+
+def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """(b,) losses. Not torch's own: the forward derivative of its log_softmax and logsumexp (2.13) writes in place over
+    what the backward pass through it needs, so that reverse over forward mode raises for the rows of the Hessian."""
+    top = logits.amax(1, keepdim=True)  # its derivative cancels
+    spread = (logits - top).exp().sum(1).log() + top[:, 0]
+    return spread - logits.gather(1, classes[:, None])[:, 0]

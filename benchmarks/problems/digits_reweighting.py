@@ -50,7 +50,7 @@ from torch.nn.functional import linear, one_hot
 
 from estimators import Adam, Problem, Stage
 
-from .common import Tree, generator, normal, require, require_positive, store
+from .common import Tree, cross_entropy, generator, linear_layer, normal, require, require_positive, store
 
 CITATION = "after Shu et al. 2019 (Meta-Weight-Net) and Ren et al. 2018; digits: UCI, bundled with scikit-learn"
 ABOUT = f"an MLP on noisy digits, training examples reweighted ({CITATION})"
@@ -137,7 +137,7 @@ def make(
 
     def losses(params: Tree, images: Tensor, classes: Tensor) -> Tensor:
         images = images.to(params["classifier.0.weight"].dtype)
-        return _cross_entropy(_mlp(params, "classifier", torch.tanh, images), classes)
+        return cross_entropy(_mlp(params, "classifier", torch.tanh, images), classes)
 
     def loss(params: Tree, hparams: Tree, drawn: Batch) -> Tensor:
         each = losses(params, drawn[0], drawn[1])
@@ -196,27 +196,10 @@ def _outer_space(
 
 
 def _layers(source: torch.Generator, name: str, inputs: int, hidden: int, outputs: int) -> Tree:
-    """Two layers, named and drawn as `torch.nn.Sequential(Linear, activation, Linear)`: uniform within fan-in^-1/2."""
-
-    def uniform(fan_in: int, *shape: int) -> Tensor:
-        return (2 * torch.rand(*shape, generator=source, dtype=torch.float64) - 1) / fan_in**0.5
-
-    return {
-        f"{name}.0.weight": uniform(inputs, hidden, inputs),
-        f"{name}.0.bias": uniform(inputs, hidden),
-        f"{name}.2.weight": uniform(hidden, outputs, hidden),
-        f"{name}.2.bias": uniform(hidden, outputs),
-    }
+    """Two layers, named as in `torch.nn.Sequential(Linear, activation, Linear)`."""
+    return linear_layer(source, f"{name}.0", inputs, hidden) | linear_layer(source, f"{name}.2", hidden, outputs)
 
 
 def _mlp(params: Tree, name: str, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = activation(linear(x, params[f"{name}.0.weight"], params[f"{name}.0.bias"]))
     return linear(x, params[f"{name}.2.weight"], params[f"{name}.2.bias"])
-
-
-def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """(b,) losses. Not torch's own: the forward derivative of its log_softmax and logsumexp (2.13) writes in place over
-    what the backward pass through it needs, so that reverse over forward mode raises for the rows of the Hessian."""
-    top = logits.amax(1, keepdim=True)  # its derivative cancels
-    spread = (logits - top).exp().sum(1).log() + top[:, 0]
-    return spread - logits.gather(1, classes[:, None])[:, 0]
