@@ -61,17 +61,18 @@ from .solvers import (
 from .stage import Record, Stage, run
 from .state import State
 from .tartan import Tartan
+from .torch_optimizer import Live, from_torch_optimizer
 from .tree import Tree
 from .unroll import Unroll
 
 __all__ = [
-    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "WRAPPERS", "AMSGrad", "Adadelta",
-    "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "ClipNorm", "Cost", "Dense",
-    "Direct", "Entry", "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference", "FixedPoint", "Forward", "Greedy",
-    "Groups", "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion", "MetaHead", "ModuleLoss",
-    "Momentum", "MultiTask", "Muon", "NAdam", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome",
-    "Problem", "Product", "Pullback", "RAdam", "RMSprop", "Random", "Record", "RidgeFit", "Rule", "Scheduled",
-    "Solution", "Solver", "Stage", "State", "StepsFit", "Tartan", "Tree", "Unroll", "Wrapper", "adapt", "adaptation",
-    "estimate", "from_module", "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward",
-    "reverse_over_reverse", "run", "run_stages",
+    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor",
+    "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "ClipNorm", "Cost", "Dense", "Direct", "Entry",
+    "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference", "FixedPoint", "Forward", "Greedy", "Groups",
+    "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion", "Live", "MetaHead", "ModuleLoss", "Momentum",
+    "MultiTask", "Muon", "NAdam", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome", "Problem",
+    "Product", "Pullback", "RAdam", "RMSprop", "Random", "Record", "RidgeFit", "Rule", "Scheduled", "Solution",
+    "Solver", "Stage", "State", "StepsFit", "Tartan", "Tree", "Unroll", "Wrapper", "adapt", "adaptation", "estimate",
+    "from_module", "from_torch_optimizer", "gradients", "hypergradient", "per_stage", "registry",
+    "reverse_over_forward", "reverse_over_reverse", "run", "run_stages",
 ]  # fmt: skip

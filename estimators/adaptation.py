@@ -12,7 +12,7 @@ from torch import Tensor
 from . import tree
 from .errors import NotApplicableError
 from .products import leaves
-from .rules import AnyRule, Slots, init_tree, leaf_rules, rewind_tree, step_tree
+from .rules import AnyRule, Slots, can_rewind, init_tree, leaf_rules, rewind_tree, step_tree
 from .solvers import Preconditioner
 from .stage import Record, Stage
 from .state import State
@@ -83,7 +83,7 @@ def state_before_last(stage: Stage, record: Record, hparams: Tree) -> State:
     Only the leaves that had a gradient in that step are put back; the others did not move.
 
     Raises:
-        NotApplicableError: no step was taken.
+        NotApplicableError: no step was taken, or the state is neither recorded nor can the rule take the step back.
     """
     if record.grad is None:
         raise NotApplicableError(
@@ -92,8 +92,14 @@ def state_before_last(stage: Stage, record: Record, hparams: Tree) -> State:
         )
     if record.end.step - 1 in record.states:
         return record.states[record.end.step - 1]
+    rule = stage.bind(hparams)
+    if not can_rewind(rule, record.grad, record.end.step - 1):
+        raise NotApplicableError(
+            f"{names_of(rule, record.grad, record.end.step - 1)} cannot take its last step back, and the state before it was "
+            "not recorded: run(...) records it; for a live torch optimizer, give Live.record(before=...)"
+        )
     with torch.no_grad():
-        return rewind_tree(stage.bind(hparams), record.grad, record.end)
+        return rewind_tree(rule, record.grad, record.end)
 
 
 def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
