@@ -86,12 +86,11 @@ class Tartan:
             raise NotApplicableError(
                 "Tartan asks what each task's gradient did in the last step, and the stage took none: give Stage(steps >= 1)"
             )
-        at = self._state(record)
-        grads = [stage.reduce(g) for g in task_gradients(stage, multitask, record.end.step - 1, at.params, hparams)]
+        at, last = self._state(record), record.end.step - 1
+        grads = [stage.reduce(g) for g in task_gradients(stage, multitask, last, at.params, hparams)]
         c = tree.select(cotangent, self._body(grads, record.grad))
         if not self.cosine:
-            rules = leaf_rules(stage.bind(hparams), c, record.end.step - 1)
-            c = {k: r.lr * c[k] for k, r in rules.items()}
+            c = {k: rule.lr * c[k] for k, rule in leaf_rules(stage.bind(hparams), c, last).items()}
         # a leaf that a task does not read: no gradient there, but the length of c counts it all the same
         agreement = torch.stack([_agreement(tree.fill(tree.select(g, c), c), c, cosine=self.cosine) for g in grads])
         slopes = -agreement.to(hparams[multitask.logits].dtype)
