@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import difference, randomness
+from . import appendix_c, difference, randomness
 from .base import Claimed, Row, Study, study
 
 __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
@@ -10,5 +10,6 @@ __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
 STUDIES: dict[str, Study] = {
     "difference": study(difference),
     "randomness": study(randomness),
+    "appendix_c": study(appendix_c),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""
