@@ -16,7 +16,7 @@ class Adadelta:
     """s' = r s + (1-r) g^2;  d = sqrt(x + eps) / sqrt(s' + eps) g;  x' = r x + (1-r) d^2;  theta' = theta - lr d.
 
     eps stands inside the roots, so that nothing is infinite where no gradient ever came; but d would have slope 1 there,
-    about 1e3 times that of other coordinates, and is defined to have slope 0 as in `Adam`. No ``rewind``: with coupled
+    hundreds of times that of other coordinates, and is defined to have slope 0 as in `Adam`. No ``rewind``: with coupled
     decay the step is no linear equation in theta.
 
     Args:
@@ -35,7 +35,7 @@ class Adadelta:
     weight_decay: Scalar = 0.0
     decoupled_weight_decay: ClassVar[bool] = False
     diagonal: ClassVar[bool] = True
-    settles: ClassVar[int] = 10
+    settles: ClassVar[int] = 1  # nearly g / |g|; after that no derivative is negative
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "rho": 0.0, "eps": 0.0, "weight_decay": 0.0}, below={"rho": 1.0})

@@ -53,7 +53,7 @@ class Adafactor:
     momentum: Scalar | None = None
     decoupled_weight_decay: ClassVar[bool] = True
     diagonal: ClassVar[bool] = False
-    settles: ClassVar[int] = 10
+    settles: ClassVar[int] = 1  # g / |g| for vectors
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps2": 0.0, "d": 1.0, "weight_decay": 0.0})

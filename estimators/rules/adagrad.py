@@ -37,7 +37,7 @@ class Adagrad:
     eps: Scalar = 1e-10
     decoupled_weight_decay: ClassVar[bool] = False
     diagonal: ClassVar[bool] = True
-    settles: ClassVar[int] = 10
+    settles: ClassVar[int] = 1  # g / |g|; after that no derivative is negative
 
     def __post_init__(self) -> None:
         if isinstance(self.initial_accumulator_value, Tensor):

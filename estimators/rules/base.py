@@ -30,6 +30,10 @@ class Rule(Protocol):
     - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient. It is read
       from the class itself: a subclass with another update does not inherit the promise.
     - ``differentiable``: False for rules whose derivative is zero almost everywhere (sign methods).
+    - ``diagonal``: True if the change of a coordinate depends on that coordinate's gradient alone.
+    - ``settles``: how many first updates after a reset have a derivative of little use, mostly sign noise (Adam) or
+      vanishing (g / |g|), at default decay rates: the share of negative entries of -d(change)/dg under noisy gradients
+      falls below 5 %.
     - ``weight_decay`` and ``decoupled_weight_decay``: decay that the rule, not the loss, applies.
     """
 

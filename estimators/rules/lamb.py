@@ -37,7 +37,7 @@ class LAMB:
     weight_decay: Scalar = 0.0
     decoupled_weight_decay: ClassVar[bool] = True
     diagonal: ClassVar[bool] = False
-    settles: ClassVar[int] = 10
+    settles: ClassVar[int] = 10  # Adam's
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})

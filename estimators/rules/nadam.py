@@ -40,7 +40,7 @@ class NAdam:
     momentum_decay: Scalar = 4e-3
     decoupled_weight_decay: bool = False
     diagonal: ClassVar[bool] = True
-    settles: ClassVar[int] = 10
+    settles: ClassVar[int] = 1  # g / |g|; from t = 2 on at most 2 % of D is negative: g itself outweighs the moments
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0, "momentum_decay": 0.0})

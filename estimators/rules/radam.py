@@ -37,7 +37,7 @@ class RAdam:
     weight_decay: Scalar = 0.0
     decoupled_weight_decay: bool = False
     diagonal: ClassVar[bool] = True
-    settles: ClassVar[int] = 10
+    settles: ClassVar[int] = 10  # momentum for five steps, then Adam's derivative, still unsettled
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})

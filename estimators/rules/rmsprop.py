@@ -42,7 +42,7 @@ class RMSprop:
     centered: bool = False
     decoupled_weight_decay: ClassVar[bool] = False
     diagonal: ClassVar[bool] = True
-    settles: ClassVar[int] = 10
+    settles: ClassVar[int] = 1  # g / |g|; after that no derivative is negative
 
     def __post_init__(self) -> None:
         check_fields(
