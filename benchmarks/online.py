@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from estimators import Cost, Estimator, Hypergradient, HypergradientError, Problem, State, Tree, hypergradient, run
-from estimators.estimator import Outer
+from estimators.estimator import ExtraUpdate, Outer
 from estimators.tree import detach, norm
 
 Meta = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
@@ -43,6 +43,7 @@ class Block:
         hypergradient: what the meta optimizer was given; None if nothing was asked for.
         cost: what the hypergradient took beside the steps.
         extra_norm: length of the extra move of the parameters, 0 if none was made.
+        extra_relative: that relative to the last optimizer step.
         observed: what ``observe`` answered.
     """
 
@@ -53,6 +54,7 @@ class Block:
     hypergradient: Tree | None = None
     cost: Cost = field(default_factory=Cost)
     extra_norm: float = 0.0
+    extra_relative: float = 0.0
     observed: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Block:
         slopes = {f"d_{k}": float(x) for k, x in (self.hypergradient or {}).items() if x.numel() == 1}
         return {
             "step": self.step, "inner_loss": self.inner_loss, "outer_loss": self.outer_loss, **scalars, **slopes,
-            "extra_norm": self.extra_norm, **self.observed,
+            "extra_norm": self.extra_norm, "extra_relative": self.extra_relative, **self.observed,
         }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def train_online(
         steps: in all; the last block is shorter if the horizon does not divide them.
         horizon: steps a block.
         update_hparams: False is plain training at ``problem.hparams`` (with ``apply_extra``: the extra move alone).
-        apply_extra: add the pullback's ``extra_update`` (SAMA's extra move of the parameters) to the parameters.
+        apply_extra: move the parameters by the pullback's `ExtraUpdate` (SAMA's published numbers include it).
         warmup: blocks that end before or at this step make no meta step (and no extra move). The derivative of Adam's
             first steps is mostly the sign of noise, and a momentum has no influence on the first step of all.
         outer_at: step at a block's end -> outer loss there (a guidance batch that changes); ``problem.outer`` if None.
@@ -137,7 +139,8 @@ def train_online(
         outer = outer_at(record.end.step) if outer_at is not None else problem.outer
         found = hypergradient(outer, [block], [estimator], [record], lam) if asked else None
         value = found.value if found is not None else outer(record.end.params, lam)
-        extra = _extra(found, estimator) if found is not None and apply_extra else {}
+        extra = _extra(found, estimator) if found is not None and apply_extra else None
+        change = extra.change if extra is not None else {}
         blocks.append(
             Block(
                 step=record.end.step - first,
@@ -146,11 +149,14 @@ def train_online(
                 outer_loss=float(value),
                 hypergradient=found.hparams if found is not None else None,
                 cost=found.cost if found is not None else Cost(),
-                extra_norm=float(norm(extra)) if extra else 0.0,
+                extra_norm=float(norm(change)) if change else 0.0,
+                extra_relative=extra.relative if extra is not None else 0.0,
                 observed=observe(record.end, lam) if observe is not None else {},
             )
         )
-        state = record.end._replace(params={k: x + extra[k] if k in extra else x for k, x in record.end.params.items()})
+        state = record.end._replace(
+            params={k: x + change[k] if k in change else x for k, x in record.end.params.items()}
+        )
         if found is not None and optimizer is not None:
             for k, x in hparams.items():
                 x.grad = found.hparams[k].clone()
@@ -158,11 +164,11 @@ def train_online(
     return Online(end=state, hparams=detach(hparams), blocks=blocks)
 
 
-def _extra(found: Hypergradient, estimator: Estimator) -> Tree:
-    extra: Tree | None = getattr(found.pullbacks[-1], "extra_update", None)
+def _extra(found: Hypergradient, estimator: Estimator) -> ExtraUpdate:
+    extra = found.pullbacks[-1].extra_update
     if extra is None:
         raise HypergradientError(
-            f"apply_extra=True, but {type(estimator).__name__} proposes no extra move of the parameters: use an estimator "
-            "that does, such as SAMA, or apply_extra=False"
+            f"apply_extra=True, but {estimator} proposes no extra update of the parameters: use one that does, such as "
+            "SAMA(extra_update=1.0), or apply_extra=False"
         )
     return extra

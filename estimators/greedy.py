@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from . import tree
-from .adaptation import pull_rule, rule_hparams
+from .adaptation import pull_rule, rule_hparams, state_before_last
 from .errors import NotApplicableError
 from .estimator import Cost, Pullback
 from .influence import loss_hparams
 from .solvers import Outcome
-from .stage import Record, Stage, State
+from .stage import Record, Stage
 from .tree import Tree
 
 
@@ -41,11 +39,13 @@ class Greedy:
                 declares that it has no derivative.
         """
         if record.grad is None:
-            raise NotApplicableError("Greedy differentiates the last update, and the stage took no step")
+            raise NotApplicableError(
+                "Greedy differentiates the last update, and the stage took no step: give Stage(steps >= 1)"
+            )
         if not stage.rule_reads_hparams:
             raise NotApplicableError(
-                f"no hyperparameter sits in the rule, {type(stage.rule).__name__}, and Greedy sees no others: use Unroll, "
-                "or give Stage(rule=...) a function of hparams"
+                f"no hyperparameter sits in the rule, {type(stage.rule).__name__}, and Greedy sees no others: give "
+                "Stage(rule=...) a function of hparams, or use Unroll"
             )
         before = state_before_last(stage, record, hparams)
         read = loss_hparams(stage, before.params, hparams, before.step)
@@ -58,18 +58,3 @@ class Greedy:
         if len(found) < len(hparams):
             found = {**tree.zeros_like(tree.select(hparams, rule_hparams(stage, before, hparams))), **found}
         return Pullback(hparams=stage.reduce(found), start=None, outcome=Outcome.APPROXIMATE, cost=Cost())
-
-
-def state_before_last(stage: Stage, record: Record, hparams: Tree) -> State:
-    """The state before the last step: rewound if the rule can, else recorded."""
-    rule, end = stage.bind(hparams), record.end
-    rewind = getattr(rule, "rewind", None)
-    before = end._replace(params=dict(end.params), slots=dict(end.slots), step=end.step - 1)
-    with torch.no_grad():
-        for k, g in (record.grad or {}).items():
-            if rewind is None:
-                earlier = record.states[end.step - 1]
-                before.slots[k], before.params[k] = earlier.slots[k], earlier.params[k]
-            else:
-                before.slots[k], before.params[k] = rewind(g, end.slots[k], before.update_number(k), end.params[k])
-    return before

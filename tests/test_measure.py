@@ -251,7 +251,7 @@ def test_every_registered_estimator_can_be_measured(name: str) -> None:
     entry = registry[name]
     problem = PROBLEMS["biased_regression"].make(cond=3.0, steps=12)
     if entry.claim.refuses(problem):
-        problem = PROBLEMS["two_stage_quadratic"].make(steps=12)
+        problem = PROBLEMS["one_step_rule" if entry.claim.rule_only else "two_stage_quadratic"].make(steps=12)
     instance = Instance(problem)
     found = measure(
         instance, per_stage(entry.estimator, len(problem.stages)), entry.claim, Effort(budget=0.0, least=1, most=1)
