@@ -24,6 +24,8 @@ LOOKS: dict[str, Look] = {
     "dense": Look("#000000", "D", "-"),
     "cg": Look("#D55E00", "X", "-"),
     "neumann": Look("#E69F00", "P", "--"),
+    "adapted-neumann": Look("#F0C060", (8, 1, 0), "--"),
+    "adapted-cg": Look("#FF8C42", (5, 0, 0), (0, (3, 1))),
     "fixed-point": Look("#B8860B", "h", (0, (5, 1, 1, 1))),
     "nystrom": Look("#7A3B00", "*", "-."),
     "t1t2": Look("#009E73", "^", "-"),
@@ -31,6 +33,8 @@ LOOKS: dict[str, Look] = {
     "sama": Look("#AA3377", "d", "-"),
     "sama-exact": Look("#CC79A7", "p", "--"),
     "composed": Look("#666666", "8", "-"),
+    "tartan": Look("#88CCEE", (5, 1, 0), "-"),
+    "tartan-dot": Look("#6699CC", (7, 0, 0), "--"),
 }
 
 ARMS = [

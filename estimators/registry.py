@@ -16,10 +16,12 @@ from .forward import Forward
 from .greedy import Greedy
 from .implicit import Implicit
 from .influence import loss_hparams
+from .multitask import MultiTask
 from .one_step import SAMA, T1T2
 from .problem import Problem
 from .products import reverse_over_forward
 from .solvers import CG, Dense, FixedPoint, Neumann, Nystrom
+from .tartan import Tartan
 from .unroll import Unroll
 
 ENTRY_POINTS = "hypergradbench.estimators"
@@ -41,9 +43,11 @@ class Claim:
         bias: what is left out when it is not exact.
         scale: "true", or "lr" if the answer carries an inner learning rate, or "1/H" if it lacks an inverse Hessian, or
             "none" if its length means nothing.
+        degree: of homogeneity in the cotangent; 0 if the cotangent's length is divided out.
         stages: numbers of stages it handles, None for any.
         rule_hparams: sees hyperparameters that sit in the rule.
         rule_only: sees only those.
+        tasks_only: sees only the weights of a `MultiTask`.
         control: no estimate, but what one must beat: nothing is asked of its error.
         max_hparams: most scalars of lam, None for any.
         max_params: most scalars of theta, None for any.
@@ -55,9 +59,11 @@ class Claim:
     exact: bool = False
     bias: str = ""
     scale: Literal["true", "lr", "1/H", "none"] = "true"
+    degree: Literal[0, 1] = 1
     stages: tuple[int, ...] | None = (1,)
     rule_hparams: bool = False
     rule_only: bool = False
+    tasks_only: bool = False
     control: bool = False
     max_hparams: int | None = None
     max_params: int | None = None
@@ -69,6 +75,8 @@ class Claim:
             return f"handles {' or '.join(map(str, self.stages))} stage(s), the problem has {count}"
         if not self.rule_hparams and any(s.rule_reads_hparams for s in problem.stages):
             return "cannot see hyperparameters that sit in the rule"
+        if self.tasks_only and not all(isinstance(s.loss, MultiTask) for s in problem.stages):
+            return "weighs tasks, and the loss is no MultiTask"
         params = problem.start if isinstance(problem.start, dict) else problem.start.params
         if self.rule_only:
             if not all(s.rule_reads_hparams for s in problem.stages):
@@ -178,6 +186,15 @@ registry.register(
           bias="(I - lr H)^21 H^-1 c: directions of low curvature are damped"),
 )  # fmt: skip
 registry.register(
+    "adapted-neumann", Implicit(Neumann(steps=5), adapt=True),
+    Claim(of="inverse Hessian by the adapted series: SAMA, continued", citation="Choe et al. 2023; Lorraine et al. 2020",
+          target="direction", bias="(I - a H D)^6 H^-1 c, D the rule's adaptation"),
+)  # fmt: skip
+registry.register(
+    "adapted-cg", Implicit(CG(steps=60, rtol=1e-12), adapt=True),
+    Claim(of=_OPTIMUM, citation="CG preconditioned by SAMA's adaptation", target="optimum", exact=True),
+)  # fmt: skip
+registry.register(
     "fixed-point", Implicit(FixedPoint(steps=100)),
     Claim(of=_OPTIMUM, citation=f"Almeida 1987; {_GRAZZI}", target="direction",
           bias="(I - lr H)^100 H^-1 c: directions of low curvature are damped"),
@@ -237,4 +254,16 @@ registry.register(
     "random", Random(),
     Claim(of="a random direction", citation="baseline", target="direction", bias="looks at no derivative", scale="none",
           rule_hparams=True, control=True),
+)  # fmt: skip
+registry.register(
+    "tartan", Tartan(),
+    Claim(of="cosine of each task's gradient with the outer one, over the shared body", citation="Dery et al. 2022",
+          target="direction", bias="leaves out all earlier steps, the lengths of the gradients and the softmax",
+          scale="none", degree=0, tasks_only=True),
+)  # fmt: skip
+registry.register(
+    "tartan-dot", Tartan(cosine=False, body="all"),
+    Claim(of="derivative of the last step as gradient descent, by the tasks' weights",
+          citation="Dery et al. 2022, eq. 6", target="direction", bias="leaves out all earlier steps and the softmax",
+          scale="lr", tasks_only=True),
 )  # fmt: skip

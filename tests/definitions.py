@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,6 +166,36 @@ def _draws(problem: Problem, *sizes: int) -> list[Tensor]:
     return [torch.randn(n, generator=source, dtype=torch.float64) for n in sizes]
 
 
+def _tartan(problem: Problem, hparams: Tree, *, cosine: bool) -> Tree:
+    """-lr G c over all leaves, or row by row the cosine of G and c over the leaves that have a part in every row of G;
+    G holds a task's gradient a row, before the last step."""
+    (stage,) = problem.stages
+    _, path = train(stage, {k: x.detach() for k, x in problem.start.items()}, hparams)  # type: ignore[union-attr]
+    before = {k: x.detach() for k, x in path[-2].items()}
+    loss: Any = stage.loss
+    batch = stage.stream(stage.steps - 1)
+    rows = [
+        torch.autograd.functional.jacobian(lambda v, k=k: loss.tasks[k](unflatten(v, before), batch[k]), flatten(before))
+        for k in loss.tasks
+    ]
+    g, c = torch.stack(rows), dense(problem, hparams).c
+    if not cosine:
+        return {loss.logits: -float(stage.rule.lr) * (g @ c)}  # type: ignore[union-attr, arg-type]
+    parts = torch.split(g.abs(), [x.numel() for x in before.values()], dim=1)
+    body = torch.cat([(p.sum(1) > 0).all().expand(p.shape[1]) for p in parts])
+    g, c = g[:, body], c[body]
+    return {loss.logits: -(g @ c) / (g.norm(dim=1) * c.norm())}
+
+
+def _adapted_neumann(d: Dense, problem: Problem, terms: int = 6, iterations: int = 10) -> Tensor:
+    """a D sum_j (I - a H D)^j c with 1 / a = ||H D v|| after ten power iterations from c."""
+    hd = d.h * d.adaptation
+    v = torch.linalg.matrix_power(hd, iterations - 1) @ d.c
+    a = float(v.norm() / (hd @ v).norm())
+    p = torch.eye(len(d.h), dtype=d.h.dtype) - a * hd
+    return a * d.adaptation * sum((torch.linalg.matrix_power(p, j) @ d.c for j in range(terms)), torch.zeros_like(d.c))
+
+
 DEFINITIONS: dict[str, Definition] = {
     "unroll": long_graph,
     "unroll-checkpointed": long_graph,
@@ -173,6 +204,8 @@ DEFINITIONS: dict[str, Definition] = {
     "dense": _implicit(_solve),
     "cg": _implicit(_solve),
     "neumann": _implicit(_neumann),
+    "adapted-neumann": _implicit(_adapted_neumann),
+    "adapted-cg": _implicit(_solve),
     "fixed-point": _implicit(_recurrent),
     "nystrom": _implicit(_nystrom),
     "t1t2": _t1t2,
@@ -185,5 +218,7 @@ DEFINITIONS: dict[str, Definition] = {
     "evolution": _evolution,
     "direct": _direct,
     "random": _random,
+    "tartan": lambda p, h: _tartan(p, h, cosine=True),
+    "tartan-dot": lambda p, h: _tartan(p, h, cosine=False),
 }
 """Every registered estimator: registering one means defining it here."""

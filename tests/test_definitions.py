@@ -56,6 +56,7 @@ SMALL: dict[str, dict[str, Any]] = {
     # few scalars, so that the dense joint Hessian of (theta, lam) is small, and enough decay for it to be definite
     "digits_mwn": {"steps": 12, "hidden": 2, "weight_hidden": 5, "l2": 0.3},
     "digits_wide": {"steps": 12, "hidden": 2, "weight_hidden": 2, "l2": 0.3},
+    "digits_tasks": {"steps": 12, "hidden": 2, "l2": 0.5},
 }
 
 

@@ -10,6 +10,7 @@ from estimators import Problem
 from . import (
     biased_regression,
     digits_reweighting,
+    digits_tasks,
     log_ridge,
     one_step_rule,
     two_stage_head_only,
@@ -49,5 +50,6 @@ PROBLEMS: dict[str, ProblemEntry] = {
     "one_step_rule": _entry(one_step_rule),
     "digits_mwn": _entry(digits_reweighting, space="mwn"),
     "digits_wide": _entry(digits_reweighting, space="wide"),
+    "digits_tasks": _entry(digits_tasks),
 }
 """name -> how to make it. The key is ``Problem.name``."""
