@@ -10,7 +10,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..style import RC
-from . import error_condition, error_cost, figure5, study_appendix_c, study_difference, study_randomness
+from . import (
+    error_condition,
+    error_cost,
+    figure5,
+    study_appendix_c,
+    study_difference,
+    study_randomness,
+    study_young_adam,
+)
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "figure5": figure5.draw,
@@ -23,6 +31,7 @@ STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "difference": study_difference.draw,
     "randomness": study_randomness.draw,
     "appendix_c": study_appendix_c.draw,
+    "young_adam": study_young_adam.draw,
 }
 """name of a study -> function of its rows; None if they do not hold what the figure shows."""
 

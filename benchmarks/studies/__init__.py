@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import appendix_c, difference, randomness
+from . import appendix_c, difference, randomness, young_adam
 from .base import Claimed, Row, Study, study
 
 __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
@@ -11,5 +11,6 @@ STUDIES: dict[str, Study] = {
     "difference": study(difference),
     "randomness": study(randomness),
     "appendix_c": study(appendix_c),
+    "young_adam": study(young_adam),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""
