@@ -247,6 +247,8 @@ def claims(command: Claims) -> int:
     """`claims`."""
     from analysis import studies
 
+    from .studies import STUDIES
+
     for folder in (command.folder, command.docs):
         if not folder.is_dir():
             print(f"hypergradbench: there is no folder {folder}", file=sys.stderr)
@@ -265,6 +267,8 @@ def claims(command: Claims) -> int:
             file=sys.stderr,
         )
         return 1
+    if lost := sorted(STUDIES.keys() - {f.name for f in found}):
+        print(f"hypergradbench: left out, for want of results: {', '.join(lost)}", file=sys.stderr)
     for path in studies.write_docs(found, command.docs):
         print(f"written: {path}")
     return 0
