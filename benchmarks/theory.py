@@ -150,6 +150,8 @@ def _inverse_error(s: Setting, estimator: Any) -> tuple[float, str] | None:
         case (_, CG(damping=0.0) as cg):
             chebyshev = 2 * root * ((root - 1) / (root + 1)) ** cg.steps
             return max(chebyshev, s.condition * max(cg.rtol, s.eps)), "CG: Chebyshev"
+        case (Implicit(adapt=True), Neumann() | FixedPoint()):
+            return None  # its step is another one
         case (_, Neumann() as series) if shrink is not None:
             return shrink ** (series.steps + 1), "Neumann: geometric"
         case (_, FixedPoint(rtol=0.0) as series) if shrink is not None:

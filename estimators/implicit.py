@@ -87,8 +87,9 @@ class Implicit:
 
         b = tree.select(cotangent, names)
         if self.adapt:
-            extra = 0
-            solution = cast(Any, self.solver)(matvec, b, self._preconditioner(stage, record, hparams, names))
+            d = self._preconditioner(stage, record, hparams, names)
+            solver, extra = _with_step(self.solver, {}, lambda v: matvec(d.apply(v)), b)
+            solution = cast(Any, solver)(matvec, b, d)
         else:
             solver, extra = _with_step(self.solver, rules, matvec, b)
             solution = solver(matvec, b)

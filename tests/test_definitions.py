@@ -9,24 +9,53 @@ import pytest
 import torch
 
 from benchmarks.problems import PROBLEMS
-from estimators import SGD, Adam, AdamW, Momentum, Problem, Rule, estimate, registry
+from estimators import (
+    LAMB,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AMSGrad,
+    Groups,
+    Momentum,
+    Muon,
+    NAdam,
+    Problem,
+    RAdam,
+    RMSprop,
+    estimate,
+    registry,
+)
 from estimators.tree import flatten
 
 from .definitions import DEFINITIONS
 from .toy import toy
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Any] = {
     "sgd": SGD(lr=0.1),
     "heavy ball": Momentum(lr=0.05, momentum=0.6, dampening=0.2),
     "nesterov": Momentum(lr=0.03, momentum=0.7, nesterov=True),
     "adam": Adam(lr=0.05, betas=(0.7, 0.9)),
     "adam with decay": Adam(lr=0.05, betas=(0.7, 0.9), weight_decay=0.1),
     "adamw": AdamW(lr=0.05, betas=(0.7, 0.9), weight_decay=0.1),
+    "amsgrad": AMSGrad(lr=0.05, betas=(0.7, 0.6)),
+    "nadam": NAdam(lr=0.05, betas=(0.7, 0.9), momentum_decay=0.1, weight_decay=0.1, decoupled_weight_decay=True),
+    "radam": RAdam(lr=0.05, betas=(0.7, 0.9)),
+    "adamax": Adamax(lr=0.05, betas=(0.7, 0.8)),
+    "rmsprop": RMSprop(lr=0.02, alpha=0.8, centered=True, momentum=0.4),
+    "adagrad": Adagrad(lr=0.1, lr_decay=0.1),
+    "adadelta": Adadelta(lr=1.0, rho=0.7, eps=1e-3),
+    "adafactor": Adafactor(lr=0.1),
+    "lamb": LAMB(lr=0.1, betas=(0.7, 0.9)),
+    "muon": Groups({"w": Muon(lr=0.05, momentum=0.7, weight_decay=0.0), "*": SGD(lr=0.05)}),
 }
 # Coupled decay is part of the implicit system (see test_truth); the definitions here are those of the loss alone.
 # An adaptive rule has no gradient step: the series then take 1 / lambda_max by power iteration (test_solvers).
-IMPLICIT = {"dense", "cg", "neumann", "fixed-point", "nystrom"}
-UNDEFINED = {(e, r) for e in ("neumann", "fixed-point") for r in ("adam", "adam with decay", "adamw", "nesterov")}
+IMPLICIT = {"dense", "cg", "neumann", "adapted-cg", "adapted-neumann", "fixed-point", "nystrom"}
+UNDEFINED = {(e, r) for e in ("neumann", "fixed-point") for r in RULES if r not in ("sgd", "heavy ball")}
 UNDEFINED |= {(e, "adam with decay") for e in IMPLICIT}
 
 
@@ -69,6 +98,8 @@ def claimed() -> list[tuple[str, str]]:
     # Adam has no gradient step: see UNDEFINED
     adaptive = {(e, p) for e in ("neumann", "fixed-point") for p in ("digits_mwn", "digits_wide")}
     pairs = [(e, p) for p in PROBLEMS for e in registry if registry[e].claim.refuses(shipped(p)) is None]
+    # Adam's adaptation after 12 steps conditions the system badly: 60 steps of CG end at 1e-6 (test_adapted has its steps)
+    adaptive |= {("adapted-cg", p) for p in ("digits_mwn", "digits_wide")}
     return [pair for pair in pairs if pair not in adaptive]
 
 

@@ -30,8 +30,8 @@ class Neumann:
     Args:
         steps: number of products, >= 0.
         lr: step of the series. None: inside `Implicit`, the inner rule's ``gradient_step``, or, for an adaptive
-            rule, which has none, 1 / lambda_max from a few power iterations (their products are counted). With a
-            preconditioner, which has its own scale, None is 1.
+            rule, which has none, 1 / lambda_max from a few power iterations (their products are counted); with a
+            preconditioner always the latter, lambda_max being that of H D.
 
     Raises:
         HypergradientError: a field is out of range, or ``lr`` is None outside `Implicit`.

@@ -28,8 +28,6 @@ def series(
     holds for the norm t'D t and the curvature of D^1/2 H D^1/2; for another D (of a rule that mixes coordinates) the
     terms' plain norms are taken, which prove nothing.
     """
-    if lr is None and preconditioner is not None:
-        lr = 1.0
     if lr is None:
         raise HypergradientError(
             f"{name}(lr=None) takes the inner rule's step inside Implicit; called on its own it needs lr=, a number "
