@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from estimators import SGD, Problem, Rule, Stage, Tree
+from estimators import SGD, MultiTask, Problem, Rule, Stage, Tree
 
 
 def _squares(params: Tree) -> Tensor:
@@ -42,3 +44,28 @@ def toy(rule: Rule | None = None, steps: int = 12, dtype: torch.dtype = torch.fl
         "toy", [Stage(loss, rule or SGD(lr=0.1), stream, steps)], outer, start, hparams,
         settings={"steps": steps},
     )  # fmt: skip
+
+
+def toy_tasks(rule: Rule | None = None, steps: int = 6, dtype: torch.dtype = torch.float64, seed: int = 0) -> Problem:
+    """Three tasks of unlike length and difficulty on a shared body, each with a head of another shape; whole batches."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+    sizes = {"end": 2, "near": 1, "far": 3}
+    inputs, targets = draw(40, 3), {k: draw(40, n) * (1 + i) for i, (k, n) in enumerate(sizes.items())}
+    start = {"body.weight": 0.5 * draw(4, 3).T, "body.bias": 0.1 * draw(4), "scale": draw().abs() * 0.1 + 1.0}
+    start |= {f"{k}.weight": 0.5 * draw(4, n) for k, n in sizes.items()}
+
+    def error(task: str, params: Tree, rows: Tensor) -> Tensor:
+        features = params["scale"] * torch.tanh(inputs[rows] @ params["body.weight"] + params["body.bias"])
+        return (features @ params[f"{task}.weight"] - targets[task][rows]).square().mean()
+
+    def outer(params: Tree, hparams: Tree) -> Tensor:
+        return error("end", params, torch.arange(30, 40)) + 0.01 * hparams["task_logits"].square().sum()
+
+    loss = MultiTask({k: partial(error, k) for k in sizes}, penalty=lambda params: 0.05 * _squares(params))
+    stage = Stage(loss, rule or SGD(lr=0.1), lambda t: (torch.arange(10) + 7 * t) % 30, steps)
+    hparams = {"task_logits": torch.tensor([0.4, -0.7, 0.1], dtype=dtype)}
+    return Problem("toy_tasks", [stage], outer, start, hparams, settings={"steps": steps})
