@@ -64,7 +64,7 @@ def _t1t2(problem: Problem, hparams: Tree) -> Tree:
 
 def _sama(problem: Problem, hparams: Tree) -> Tree:
     d = dense(problem, hparams)
-    return d.answer(-d.m.T @ (d.adaptation * d.c))
+    return d.answer(-d.m.T @ (d.slope.T @ d.c))
 
 
 def _sama_difference(problem: Problem, hparams: Tree, alpha: float = 1.0) -> Tree:
@@ -72,7 +72,7 @@ def _sama_difference(problem: Problem, hparams: Tree, alpha: float = 1.0) -> Tre
     d = dense(problem, hparams)
     (stage,) = problem.stages
     end, _ = train(stage, {k: x.detach() for k, x in problem.start.items()}, hparams)  # type: ignore[union-attr]
-    v = d.adaptation * d.c
+    v = d.slope.T @ d.c
     eps = alpha / float(v.norm())
     flat = torch.cat([x.detach().reshape(-1) for x in end.values()])
 
@@ -175,7 +175,9 @@ def _tartan(problem: Problem, hparams: Tree, *, cosine: bool) -> Tree:
     loss: Any = stage.loss
     batch = stage.stream(stage.steps - 1)
     rows = [
-        torch.autograd.functional.jacobian(lambda v, k=k: loss.tasks[k](unflatten(v, before), batch[k]), flatten(before))
+        torch.autograd.functional.jacobian(
+            lambda v, k=k: loss.tasks[k](unflatten(v, before), batch[k]), flatten(before)
+        )
         for k in loss.tasks
     ]
     g, c = torch.stack(rows), dense(problem, hparams).c

@@ -7,17 +7,21 @@ from their papers; derivatives come from `torch.autograd.functional` or from one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from estimators import Adam, AdamW, Momentum, Problem, Stage, Tree
+from estimators import SGD, Adam, AdamW, Groups, Momentum, Problem, Stage, Tree
 from estimators.tree import flatten, unflatten
+
+from .rule_references import formula
 
 
 def reference_step(rule: object, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
     """The leaf after update number ``t``; ``memory`` holds moments and is replaced entry by entry, never in place."""
     if isinstance(rule, Momentum):
+        g = g + rule.weight_decay * p
         memory["v"] = g if t == 1 else rule.momentum * memory["v"] + (1 - rule.dampening) * g
         return p - rule.lr * (g + rule.momentum * memory["v"] if rule.nesterov else memory["v"])
     if isinstance(rule, Adam):
@@ -28,8 +32,16 @@ def reference_step(rule: object, g: Tensor, memory: dict[str, Tensor], t: int, p
         memory["s"] = b2 * memory.get("s", 0 * g) + (1 - b2) * g**2
         if isinstance(rule, AdamW):
             p = p * (1 - rule.lr * rule.weight_decay)
-        return p - rule.lr * (memory["m"] / (1 - b1**t)) / ((memory["s"] / (1 - b2**t)).sqrt() + rule.eps)
-    return p - rule.lr * g  # type: ignore[attr-defined]
+        memory["top"] = torch.maximum(memory.get("top", memory["s"]), memory["s"]) if rule.amsgrad else memory["s"]
+        return p - rule.lr * (memory["m"] / (1 - b1**t)) / ((memory["top"] / (1 - b2**t)).sqrt() + rule.eps)
+    if isinstance(rule, SGD):
+        return p - rule.lr * (g + rule.weight_decay * p)
+    return formula(rule, g, memory, t, p)
+
+
+def _of(rule: Any, leaf: str) -> object:
+    """The rule of a leaf, under groups or without."""
+    return rule.of(leaf, 0) if isinstance(rule, Groups) else rule
 
 
 def train(stage: Stage, params: Tree, hparams: Tree, cut: int = 0) -> tuple[Tree, list[Tree]]:
@@ -38,7 +50,9 @@ def train(stage: Stage, params: Tree, hparams: Tree, cut: int = 0) -> tuple[Tree
     Returns:
         (end, parameters before every step, then the end).
     """
-    rule = stage.rule if hasattr(stage.rule, "update") else stage.rule(hparams)  # type: ignore[operator]
+    rule: Any = stage.rule
+    if not isinstance(rule, Groups) and not hasattr(rule, "update"):
+        rule = rule(hparams)
     memory: dict[str, dict[str, Tensor]] = {k: {} for k in params}
     trained = [k for k in params if k not in stage.frozen]
     path = [params]
@@ -51,7 +65,7 @@ def train(stage: Stage, params: Tree, hparams: Tree, cut: int = 0) -> tuple[Tree
         params = dict(params)
         for k, g in zip(trained, grads, strict=True):
             if g is not None:
-                params[k] = reference_step(rule, g, memory[k], t + 1, leaves[k])
+                params[k] = reference_step(_of(rule, k), g, memory[k], t + 1, leaves[k])
         if t < cut:
             params = {k: x.detach() for k, x in params.items()}
             memory = {k: {s: x.detach() for s, x in m.items()} for k, m in memory.items()}
@@ -90,8 +104,14 @@ class Dense:
     m_before: Tensor  # (n, l) the same before the last step, with its batch
     c: Tensor  # (n,) outer gradient
     direct: Tensor  # (l,)
-    adaptation: Tensor  # (n,) diagonal of -d(change)/dg of the last step
+    slope: Tensor  # (n, n) -d(change)/dg of the last step
     like: Tree
+
+    @property
+    def adaptation(self) -> Tensor:
+        """(n,) the diagonal of ``slope``, for rules that mix no coordinates."""
+        assert torch.equal(self.slope, self.slope.diag().diag())
+        return self.slope.diag()
 
     def answer(self, indirect: Tensor) -> Tree:
         return unflatten(self.direct + indirect, self.like)
@@ -123,15 +143,14 @@ def dense(problem: Problem, hparams: Tree) -> Dense:
     found = torch.autograd.grad(value, inputs, allow_unused=True)
     parts = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
     c, direct = (torch.cat([x.reshape(-1) for x in p]) for p in (parts[: len(theta)], parts[len(theta) :]))
-    return Dense(h, m, m_before, c, direct, _adaptation(stage, path, hparams), hparams)
+    return Dense(h, m, m_before, c, direct, _slope(stage, path, hparams), hparams)
 
 
-def _adaptation(stage: Stage, path: list[Tree], hparams: Tree) -> Tensor:
-    """-d(change)/dg of the last step, replaying the moments from the path's gradients; all our rules are diagonal."""
+def _slope(stage: Stage, path: list[Tree], hparams: Tree) -> Tensor:
+    """-d(change)/dg of the last step, replaying the moments from the path's gradients; leaf by leaf."""
     if not stage.steps:
-        return torch.ones(0)
-    rule = stage.rule
-    out = []
+        return torch.ones(0, 0)
+    blocks = []
     gradients = []
     for t, point in enumerate(path[:-1]):
         leaves = {k: x.clone().requires_grad_() for k, x in point.items()}
@@ -139,10 +158,13 @@ def _adaptation(stage: Stage, path: list[Tree], hparams: Tree) -> Tensor:
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         gradients.append([torch.zeros_like(x) if g is None else g for x, g in zip(point.values(), found, strict=True)])
     for i, k in enumerate(path[0]):
-        memory: dict[str, Tensor] = {}
+        rule, memory = _of(stage.rule, k), dict[str, Tensor]()
         for t in range(stage.steps - 1):
             reference_step(rule, gradients[t][i], memory, t + 1, path[t][k])
-        g = gradients[-1][i].clone().requires_grad_()
-        moved = reference_step(rule, g, memory, stage.steps, path[-2][k])
-        out.append(-torch.autograd.grad(moved.sum(), g)[0].reshape(-1))
-    return torch.cat(out)
+
+        def last(g: Tensor, k: str = k, rule: object = rule, memory: dict[str, Tensor] = memory) -> Tensor:
+            return reference_step(rule, g, dict(memory), stage.steps, path[-2][k])
+
+        n = path[0][k].numel()
+        blocks.append(-torch.autograd.functional.jacobian(last, gradients[-1][i], vectorize=True).reshape(n, n))
+    return torch.block_diag(*blocks)

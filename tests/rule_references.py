@@ -8,6 +8,7 @@ it bounds the norm by 10, adds eps to the trust ratio and corrects no bias.)
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -287,3 +288,116 @@ CASES: list[Case] = [
     _case("lion-decay", Lion, PaperLion, lr=0.01, betas=(0.5, 0.7), weight_decay=0.3),
     *_muon_cases(),
 ]
+
+
+# ---------------------------------------------------------------- formulas to differentiate
+
+
+def formula(rule: Any, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    """The leaf after update ``t`` of a rule that is neither SGD, Momentum nor Adam, from its paper or torch's manual.
+
+    For long autograd graphs: ``memory`` is replaced entry by entry. No attention is paid to zeros.
+    """
+    step = _FORMULAS[type(rule)]
+    if rule.weight_decay and not rule.decoupled_weight_decay:
+        g = g + rule.weight_decay * p
+    moved = p - step(rule, g, memory, t, p)
+    apart = rule.decoupled_weight_decay and not isinstance(rule, LAMB)
+    return moved - rule.lr * rule.weight_decay * p if apart else moved
+
+
+def _ema(memory: dict[str, Tensor], name: str, new: Tensor, beta: Any) -> Tensor:
+    memory[name] = beta * memory.get(name, torch.zeros_like(new)) + (1 - beta) * new
+    return memory[name]
+
+
+def _nadam(o: NAdam, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    (b1, b2), psi = o.betas, o.momentum_decay
+    momenta = [b1 * (1 - 0.96 ** (i * psi) / 2) for i in range(1, t + 2)]
+    m, v = _ema(memory, "m", g, b1), _ema(memory, "v", g**2, b2)
+    mhat = momenta[t] * m / (1 - math.prod(momenta)) + (1 - momenta[t - 1]) * g / (1 - math.prod(momenta[:-1]))
+    return o.lr * mhat / ((v / (1 - b2**t)).sqrt() + o.eps)
+
+
+def _radam(o: RAdam, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    b1, b2 = (float(x) for x in o.betas)
+    mhat, v = _ema(memory, "m", g, b1) / (1 - b1**t), _ema(memory, "v", g**2, b2)
+    top = 2 / (1 - b2) - 1
+    rho = top - 2 * t * b2**t / (1 - b2**t)
+    if rho <= 5:
+        return o.lr * mhat
+    r = math.sqrt((rho - 4) * (rho - 2) * top / ((top - 4) * (top - 2) * rho))
+    return o.lr * mhat * r * math.sqrt(1 - b2**t) / (v.sqrt() + o.eps)
+
+
+def _adamax(o: Adamax, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    b1, b2 = o.betas
+    m = _ema(memory, "m", g, b1)
+    memory["u"] = torch.maximum(b2 * memory.get("u", torch.zeros_like(g)), g.abs() + o.eps)
+    return o.lr * m / ((1 - b1**t) * memory["u"])
+
+
+def _rmsprop(o: RMSprop, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    v = _ema(memory, "v", g.square(), o.alpha)
+    if o.centered:
+        v = v - _ema(memory, "mean", g, o.alpha).square()
+    memory["b"] = o.momentum * memory.get("b", torch.zeros_like(g)) + g / (v.sqrt() + o.eps)
+    return o.lr * memory["b"]
+
+
+def _adagrad(o: Adagrad, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    memory["s"] = memory.get("s", torch.full_like(g, o.initial_accumulator_value)) + g.square()
+    return o.lr / (1 + (t - 1) * o.lr_decay) * g / (memory["s"].sqrt() + o.eps)
+
+
+def _adadelta(o: Adadelta, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    v = _ema(memory, "v", g.square(), o.rho)
+    u = memory.get("u", torch.zeros_like(g))
+    delta = ((u + o.eps) / (v + o.eps)).sqrt() * g
+    _ema(memory, "u", delta.square(), o.rho)
+    return o.lr * delta
+
+
+def _adafactor(o: Adafactor, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    """As torch's manual has it, without its eps1, which never binds where no gradient is tiny."""
+    beta2 = 1 - float(t) ** float(o.beta2_decay)
+    if g.dim() > 1:
+        r = _ema(memory, "r", g.square().sum(-1), beta2)
+        c = _ema(memory, "c", g.square().sum(-2), beta2)
+        v = torch.einsum("...i,...j->...ij", r, c) / r.sum(-1)[..., None, None]
+    else:
+        v = _ema(memory, "v", g.square(), beta2)
+    u = g / v.sqrt()
+    u = u / torch.clamp(u.square().mean().sqrt() / o.d, min=1.0)
+    return min(float(o.lr), t**-0.5) * torch.clamp(p.square().mean().sqrt(), min=o.eps2) * u
+
+
+def _lamb(o: LAMB, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    b1, b2 = o.betas
+    m, v = _ema(memory, "m", g, b1), _ema(memory, "v", g**2, b2)
+    r = m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + o.eps) + o.weight_decay * p
+    return o.lr * (p.square().sum() / r.square().sum()).sqrt() * r
+
+
+def _muon(o: Muon, g: Tensor, memory: dict[str, Tensor], t: int, p: Tensor) -> Tensor:
+    b = _ema(memory, "b", g, o.momentum)
+    x = (1 - o.momentum) * g + o.momentum * b if o.nesterov else b
+    x = x / x.square().sum().sqrt()
+    k1, k3, k5 = o.ns_coefficients
+    for _ in range(o.ns_steps):
+        cube = x @ x.mT @ x
+        x = k1 * x + k3 * cube + k5 * (x @ x.mT @ cube)
+    return o.lr * max(1.0, p.shape[0] / p.shape[1]) ** 0.5 * x
+
+
+_FORMULAS: dict[type, Callable[..., Tensor]] = {
+    NAdam: _nadam,
+    RAdam: _radam,
+    Adamax: _adamax,
+    RMSprop: _rmsprop,
+    Adagrad: _adagrad,
+    Adadelta: _adadelta,
+    Adafactor: _adafactor,
+    LAMB: _lamb,
+    Muon: _muon,
+}

@@ -10,14 +10,22 @@ import pytest
 import torch
 
 from estimators import (
+    LAMB,
     SAMA,
     SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
     Adam,
+    Adamax,
     AdamW,
     Forward,
     HypergradientError,
     Momentum,
+    NAdam,
     NotApplicableError,
+    RAdam,
+    RMSprop,
     Stage,
     Unroll,
     adapt,
@@ -63,7 +71,20 @@ RULES_AND_TORCH = {
         {"lr": 0.05, "betas": (0.9, 0.7), "amsgrad": True},
     ),
     "adamw": (AdamW(lr=0.05, weight_decay=0.5), torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.5}),
-}
+    "momentum-l2": (
+        Momentum(lr=0.05, weight_decay=0.5), torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.5}
+    ),
+    "nadam": (NAdam(lr=0.05, weight_decay=0.5), torch.optim.NAdam, {"lr": 0.05, "weight_decay": 0.5}),
+    "radam": (RAdam(lr=0.05, weight_decay=0.5), torch.optim.RAdam, {"lr": 0.05, "weight_decay": 0.5}),
+    "adamax": (Adamax(lr=0.05, weight_decay=0.5), torch.optim.Adamax, {"lr": 0.05, "weight_decay": 0.5}),
+    "rmsprop": (
+        RMSprop(lr=0.05, centered=True, momentum=0.5), torch.optim.RMSprop,
+        {"lr": 0.05, "centered": True, "momentum": 0.5},
+    ),
+    "adagrad": (Adagrad(lr=0.05, lr_decay=0.1), torch.optim.Adagrad, {"lr": 0.05, "lr_decay": 0.1}),
+    "adadelta": (Adadelta(weight_decay=0.5), torch.optim.Adadelta, {"weight_decay": 0.5}),
+    "adafactor": (Adafactor(lr=0.05), torch.optim.Adafactor, {"lr": 0.05}),
+}  # fmt: skip
 STEPS = [1, 2, 10, 100]
 
 
@@ -179,7 +200,14 @@ def sparse_loss(p, h, t):
     return ((rows - randn(4, 2, seed=t)) ** 2 * (1 + h["c"])).sum()
 
 
-@pytest.mark.parametrize("rule", [Adam(lr=0.1), Adam(lr=0.1, amsgrad=True), AdamW(lr=0.1)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Adam(lr=0.1), Adam(lr=0.1, amsgrad=True), AdamW(lr=0.1), NAdam(lr=0.1), RAdam(lr=0.1), Adamax(lr=0.1),
+        RMSprop(lr=0.1), RMSprop(lr=0.1, centered=True, momentum=0.5), Adagrad(lr=0.1), Adadelta(), Adafactor(lr=0.1),
+        LAMB(lr=0.1),
+    ],
+)  # fmt: skip
 def test_dead_coordinates_are_adapted_to_zero(rule):
     """The formula gives them lr (1-b1)/(bc1 eps) ~ 1e6: all of the norm of the adapted cotangent."""
     stage = Stage(sparse_loss, rule, lambda t: t, steps=12)
