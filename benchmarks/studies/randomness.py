@@ -19,13 +19,14 @@ from functools import partial
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, dropout, linear
+from torch.nn.functional import dropout, linear
 
 from estimators import CentralDifference, Tree, reverse_over_reverse, tree
 from estimators.products import BoundLoss
 
 from ..accuracy import compare
 from ..problems import digits_reweighting
+from ..problems.common import cross_entropy
 from ..problems.digits_reweighting import Batch
 from .base import Claimed, Row
 from .point import Point, end_of
@@ -124,7 +125,7 @@ def _losses(params: Tree, batch: Batch, rate: float) -> Tensor:
     """(b,) cross-entropies of `digits_reweighting`'s classifier, with dropout on its hidden layer."""
     hidden = linear(batch[0], params["classifier.0.weight"], params["classifier.0.bias"]).tanh()
     logits = linear(dropout(hidden, rate), params["classifier.2.weight"], params["classifier.2.bias"])
-    return cross_entropy(logits, batch[1], reduction="none")
+    return cross_entropy(logits, batch[1])
 
 
 def claims(rows: list[Row]) -> list[Claimed]:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, embedding
+from torch.nn.functional import embedding
 
 from estimators import Adam, CentralDifference, Stage, State, Tree, gradients, reverse_over_reverse, tree
 from estimators import run as train
@@ -25,7 +25,7 @@ from estimators.adaptation import adapt, pull_rule
 
 from ..accuracy import compare
 from ..problems import digits_reweighting
-from ..problems.common import generator, normal
+from ..problems.common import cross_entropy, generator, normal
 from .base import Claimed, Row
 from .point import rounded
 
@@ -155,7 +155,7 @@ def _bags_of_words(seed: int, unused: int) -> tuple[Stage, Callable[[Tree, Tree]
 
     def losses(params: Tree, tokens: Tensor, labels: Tensor) -> Tensor:
         logits = embedding(tokens, params["table"]).mean(1) @ params["head"]
-        return cross_entropy(logits, labels, reduction="none")
+        return cross_entropy(logits, labels)
 
     def stream(t: int) -> Tensor:
         return torch.randint(train_size, (batch,), generator=generator(1_000_003 * (seed + 1) + t))
