@@ -190,22 +190,22 @@ def check_differentiable(rule: AnyRule, leaves: Collection[str], step: int) -> N
             )
 
 
-def rule_hparams(stage: Stage, state: State, hparams: Tree) -> list[str]:
+def rule_hparams(stage: Stage, end: State, hparams: Tree) -> list[str]:
     """The hyperparameters that sit in the rule: those on which an update of some leaf depends.
 
     Asked of autograd, for the first two updates (the first one ignores a momentum), and for every step of a stage that
-    ends at ``state`` if the rule changes with the step.
+    ends at ``end`` if the rule changes with the step.
     """
     if not stage.rule_reads_hparams:
         return []
     with torch.enable_grad():
         lam = leaves(hparams, hparams)
         rule = stage.bind(lam)
-        theta = {k: state.params[k].detach() for k in stage.trained(state.params)}
+        theta = {k: end.params[k].detach() for k in stage.trained(end.params)}
         ones = tree.map_tree(torch.ones_like, theta)
-        first = max(state.step - stage.steps, 0)
+        first = max(end.step - stage.steps, 0)
         outputs: list[Tensor] = []
-        for step in range(first, state.step) if getattr(rule, "varies", False) else (0,):
+        for step in range(first, end.step) if getattr(rule, "varies", False) else (0,):
             fresh = init_tree(rule, theta, step)
             for t in (1, 2):  # the number of the update, whatever the step
                 at = State(theta, fresh, step, dict.fromkeys(theta, step + 1 - t))

@@ -80,7 +80,7 @@ class Forward:
         z_params = tree.map_tree(lambda x: x.new_zeros(n, *x.shape), state.params)
         z_slots = {k: tree.map_tree(lambda x: x.new_zeros(n, *x.shape), s) for k, s in state.slots.items()}
         rule = stage.bind(hparams)
-        influential, looks = rule_hparams(stage, state, hparams), 0
+        influential, looks = rule_hparams(stage, record.end, hparams), 0
         for t in range(first, record.end.step):
             unseen = [k for k in hparams if k not in influential]
             if unseen:  # as a rule only before the first step

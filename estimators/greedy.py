@@ -56,5 +56,5 @@ class Greedy:
             )
         found = pull_rule(stage, before, hparams, record.grad, cotangent, {}).hparams
         if len(found) < len(hparams):
-            found = {**tree.zeros_like(tree.select(hparams, rule_hparams(stage, before, hparams))), **found}
+            found = {**tree.zeros_like(tree.select(hparams, rule_hparams(stage, record.end, hparams))), **found}
         return Pullback(hparams=stage.reduce(found), start=None, outcome=Outcome.APPROXIMATE, cost=Cost())
