@@ -173,7 +173,8 @@ def _tartan(problem: Problem, hparams: Tree, *, cosine: bool) -> Tree:
     _, path = train(stage, {k: x.detach() for k, x in problem.start.items()}, hparams)  # type: ignore[union-attr]
     before = {k: x.detach() for k, x in path[-2].items()}
     loss: Any = stage.loss
-    batch = stage.stream(stage.steps - 1)
+    drawn = stage.stream(stage.steps - 1)
+    batch = drawn if isinstance(drawn, dict) else dict.fromkeys(loss.tasks, drawn)
     rows = [
         torch.autograd.functional.jacobian(
             lambda v, k=k: loss.tasks[k](unflatten(v, before), batch[k]), flatten(before)
