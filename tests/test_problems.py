@@ -84,6 +84,8 @@ def batch(problem: Problem, stage: int) -> tuple[Array, Array]:
 def train(problem: Problem, h: Values, converged: bool) -> Values:
     """Parameters at the end: of the steps that are run, or (pre-training or only stage) at the inner optimum."""
     s: Any = problem.settings
+    if problem.name == "noisy_quadratic":
+        return noisy(problem, h)
     x, y = batch(problem, 0)
     ones, zeros = np.ones(len(x)), np.zeros(x.shape[1])
     if problem.name == "one_step_rule":
@@ -121,6 +123,24 @@ def train(problem: Problem, h: Values, converged: bool) -> Values:
         return {"theta": descend(lambda t: 2 * z.T @ (z @ t - u), w, s["lr_tune"], 0.0, s["k"])}
     head, f = start_of(problem)["head"].numpy(), z @ w
     return {"body": w, "head": descend(lambda t: 2 * f.T @ (f @ t - u), head, s["lr_tune"], 0.0, s["k"])}
+
+
+def noisy(problem: Problem, h: Values) -> Values:
+    """The noisy quadratic, its optimizers written out again."""
+    s: Any = problem.settings
+    w, m, v = start_of(problem)["w"].numpy(), np.zeros(s["dim"]), np.zeros(s["dim"])
+    lr, beta = s["base"] * np.exp(h["log_lr"]), sigmoid(h["raw_momentum"])
+    for t in range(s["steps"]):
+        (centre,) = problem.stages[0].stream(t)
+        g = (w - centre.numpy()) / np.arange(1, s["dim"] + 1) ** s["decay"]
+        if s["rule"] == "momentum":
+            m = beta * m + g
+            w = w - lr * m
+        else:
+            m, v = beta * m + (1 - beta) * g, s["beta2"] * v + (1 - s["beta2"]) * g**2
+            first, second = m / (1 - beta ** (t + 1)), v / (1 - s["beta2"] ** (t + 1))
+            w = w - lr * first / (np.sqrt(second) + s["eps"])
+    return {"w": w}
 
 
 def outer_value(problem: Problem, hparams: Tree, converged: bool) -> float:
@@ -162,6 +182,9 @@ CLOSED = [
     Case("one_step_rule", {}),
     Case("one_step_rule", {"steps": 1}),
     Case("one_step_rule", {"steps": 20, "seed": 1, "cond": 100.0}),
+    Case("noisy_quadratic", {}),
+    Case("noisy_quadratic", {"rule": "adam", "steps": 12, "momentum": 0.7}),
+    Case("noisy_quadratic", {"steps": 2, "seed": 1, "noise": 0.0, "decay": 0.5}),
 ]
 IDS = [f"{c.name}-{i}" for i, c in enumerate(CLOSED)]
 each_closed_form = pytest.mark.parametrize("case", CLOSED, ids=IDS)
@@ -242,7 +265,7 @@ def test_closed_forms_use_no_autograd_and_no_estimator(case: Case, monkeypatch: 
 def test_the_default_run_is_as_near_as_its_bound_says(case: Case) -> None:
     problem = build(case)
     if "bound" not in problem.settings:
-        assert problem.name == "one_step_rule"
+        assert problem.name in ("one_step_rule", "noisy_quadratic")
         return
     assert problem.exact is not None
     assert problem.exact_run is not None
@@ -412,7 +435,34 @@ def test_float32_problems_answer_in_float32_and_have_a_float64_truth(name: str) 
         assert relative({k: v.double() for k, v in answer.items()}, right) < 1e-6
 
 
+@pytest.mark.parametrize("rule", ["lamb", "adafactor"])
+def test_the_noisy_quadratic_s_other_rules_agree_with_differences(rule: str) -> None:
+    problem = PROBLEMS["noisy_quadratic"].make(rule=rule, steps=8)
+    assert problem.exact is None
+    found = estimate(problem, Unroll()).hparams
+    assert relative(estimate(problem, "finite-difference").hparams, found) < 1e-7
+    assert bool(found["raw_momentum"] != 0)
+
+
+def test_the_noise_of_the_noisy_quadratic_is_as_described() -> None:
+    problem = PROBLEMS["noisy_quadratic"].make(dim=5, noise=2.0)
+    (stage,) = problem.stages
+    w = torch.tensor([1.0, -1.0, 2.0, 0.5, 0.0], dtype=torch.float64)
+    h = 1 / torch.arange(1, 6, dtype=torch.float64)
+    centres = torch.stack([stage.stream(t)[0] for t in range(4000)])
+    gradients = h * (w - centres)
+    torch.testing.assert_close(gradients.mean(0), h * w, rtol=0, atol=0.1)
+    torch.testing.assert_close(gradients.var(0), 2.0 * h, rtol=0.1, atol=0)
+    losses = torch.stack([stage.loss({"w": w}, problem.hparams, (c,)) for c in centres])
+    assert float(losses.mean()) == pytest.approx(float(problem.outer({"w": w}, problem.hparams)), rel=0.05)
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("noisy_quadratic", {"rule": "sgd"}, "momentum, adam, lamb, adafactor"),
+    ("noisy_quadratic", {"steps": 1}, "steps=1"),
+    ("noisy_quadratic", {"noise": -1.0}, "noise=-1.0"),
+    ("noisy_quadratic", {"momentum": 1.0}, "momentum=1.0"),
+    ("noisy_quadratic", {"base": 0.0}, "base=0.0"),
     ("biased_regression", {"spectrum": [1.0, 0.05]}, "at least beta"),
     ("biased_regression", {"spectrum": []}, "at least one eigenvalue"),
     ("biased_regression", {"cond": 0.5}, "cond=0.5"),
