@@ -13,16 +13,27 @@ hypergradient, however long the training: that is the short-horizon bias (Wu et 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from estimators import Cost, Estimator, Hypergradient, HypergradientError, Problem, State, Tree, hypergradient, run
+from estimators import (
+    Cost,
+    Estimator,
+    Hypergradient,
+    HypergradientError,
+    Problem,
+    Stage,
+    State,
+    Tree,
+    hypergradient,
+    run,
+)
 from estimators.estimator import ExtraUpdate, Outer
-from estimators.tree import detach, norm
+from estimators.tree import detach, norm, select
 
 Meta = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 """Leaves of lam -> meta optimizer, as ``lambda leaves: torch.optim.Adam(leaves, lr=1e-2)``."""
@@ -162,6 +173,28 @@ def train_online(
                 x.grad = found.hparams[k].clone()
             optimizer.step()
     return Online(end=state, hparams=detach(hparams), blocks=blocks)
+
+
+def hold(problem: Problem, names: Collection[str]) -> Problem:
+    """The same problem with the hyperparameters ``names`` as constants, at the values that they have.
+
+    Raises:
+        HypergradientError: one of them is no hyperparameter of the problem, or none is left.
+    """
+    held, free = select(problem.hparams, names), {k: x for k, x in problem.hparams.items() if k not in names}
+    if len(held) < len(set(names)) or not free:
+        raise HypergradientError(
+            f"hold({sorted(names)}) of {problem.name}, whose hyperparameters are {sorted(problem.hparams)}"
+        )
+
+    def fixed(stage: Stage) -> Stage:
+        rule = (lambda h: stage.bind({**held, **h})) if stage.rule_reads_hparams else stage.rule
+        return replace(stage, loss=lambda p, h, batch: stage.loss(p, {**held, **h}, batch), rule=rule)
+
+    return Problem(
+        name=problem.name, stages=[fixed(s) for s in problem.stages], outer=lambda p, h: problem.outer(p, {**held, **h}),
+        start=problem.start, hparams=free, about=problem.about, settings=problem.settings,
+    )  # fmt: skip
 
 
 def _extra(found: Hypergradient, estimator: Estimator) -> ExtraUpdate:

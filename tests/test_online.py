@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.online import train_online
+from benchmarks.online import hold, train_online
 from benchmarks.problems import PROBLEMS
 from estimators import (
     SAMA,
@@ -23,6 +23,7 @@ from estimators import (
     Stage,
     Tree,
     Unroll,
+    estimate,
     reverse_over_reverse,
     run,
 )
@@ -216,3 +217,16 @@ def test_several_stages_are_refused() -> None:
 def test_a_learning_rate_that_runs_away_is_named() -> None:
     with pytest.raises(NonFiniteError, match="at step"):
         train_online(drifting(SGD(lr=1e30)), Unroll(), steps=40, horizon=4, update_hparams=False)
+
+
+def test_held_hyperparameters_stay_and_the_others_feel_them() -> None:
+    problem = drifting()
+    fixed = hold(problem, ["target"])
+    assert set(fixed.hparams) == {"a"}
+    whole, part = (estimate(p, Unroll()).hparams["a"] for p in (problem, fixed))
+    assert torch.equal(whole, part)
+    done = train_online(fixed, Unroll(), sgd(0.1), steps=3)
+    assert set(done.hparams) == {"a"}
+    for names in (["a", "target"], ["b"]):
+        with pytest.raises(HypergradientError, match="whose hyperparameters are"):
+            hold(problem, names)
