@@ -23,6 +23,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         for (lr, found), look in zip(printed.groupby("lr"), ARMS[1:], strict=False):
             band(axes, found, "t", "cosine", look, f"as extracted, learning rate {lr:g}")
         band(axes, mine[mine["formula"] == "released code"], "t", "cosine", ARMS[0], "released code")
+        band(axes, mine[mine["formula"] == "identity"], "t", "cosine", ARMS[5], "identity (SAMA-NA)")
         axes.axhline(0, color="#888888", linewidth=0.7)
         axes.set(xscale="log", xlabel="step $t$ of Adam", ylabel="cosine to the exact", ylim=(-1.08, 1.08))
         axes.set_title(title, loc="left")
@@ -43,6 +44,6 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     better(signs, "up")
     for axes in figure.axes:
         axes.grid()
-    handles = [*mwn.get_legend_handles_labels()[0][:-1], *error.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    handles = [*mwn.get_legend_handles_labels()[0], error.get_legend_handles_labels()[0][0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
