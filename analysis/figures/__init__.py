@@ -14,6 +14,7 @@ from . import (
     error_condition,
     error_cost,
     figure5,
+    study_adapted_series,
     study_appendix_c,
     study_difference,
     study_randomness,
@@ -30,6 +31,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
 STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "difference": study_difference.draw,
     "randomness": study_randomness.draw,
+    "adapted_series": study_adapted_series.draw,
     "appendix_c": study_appendix_c.draw,
     "young_adam": study_young_adam.draw,
 }

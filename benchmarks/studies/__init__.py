@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from . import appendix_c, difference, randomness, young_adam
+from . import adapted_series, appendix_c, difference, randomness, rules, young_adam
 from .base import Claimed, Row, Study, study
 
 __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
 
 STUDIES: dict[str, Study] = {
+    "adapted_series": study(adapted_series),
     "difference": study(difference),
     "randomness": study(randomness),
     "appendix_c": study(appendix_c),
     "young_adam": study(young_adam),
+    "rules": study(rules),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""
