@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.problems import PROBLEMS, reference, truth
 from benchmarks.problems.digits_reweighting import make as make_digits
+from benchmarks.problems.digits_tasks import accuracy, split
 from estimators import (
     SAMA,
     T1T2,
@@ -27,6 +28,7 @@ from estimators import (
     estimate,
     registry,
     reverse_over_forward,
+    run,
 )
 from estimators.tree import Tree, flatten, sub, unflatten
 
@@ -490,6 +492,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("digits_tasks", {"head": "none"}, "same, ridge, steps"),
     ("digits_tasks", {"rule": "lion"}, "sgd, adam"),
     ("digits_tasks", {"n_aux": 800}, "at most 896 together"),
+    ("digits_tasks", {"n_aux": 895, "auxiliary": "other"}, "n_aux=895: at most 891"),
+    ("digits_tasks", {"n_train": 700, "auxiliary": "other"}, "at most 896 together, n_aux apart"),
+    ("digits_tasks", {"auxiliary": "none"}, "renamed, other"),
     ("digits_tasks", {"head_penalty": 0.0}, "head_penalty=0.0"),
     ("digits_tasks", {"l2": -1.0}, "l2=-1.0"),
 ]
@@ -598,3 +603,68 @@ def test_the_meta_weight_net_flatters_and_the_wide_space_tells_estimators_apart(
 def test_detaching_the_loss_changes_the_problem() -> None:
     kept, cut = (make_digits(space="mwn", detach=detach, steps=10, n_train=60) for detach in (False, True))
     assert relative(reference(cut), reference(kept)) > 1e-2
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_the_tasks_reference_is_the_derivative_of_training_with_torch_s_own_optimizer(rule: str) -> None:
+    sizes = {"n_train": 40, "n_valid": 40, "n_aux": 60}
+    lr = {"sgd": 0.5, "adam": 1e-2}[rule]
+    problem = PROBLEMS["digits_tasks"].make(rule=rule, lr=lr, steps=15, batch=20, hidden=6, seed=2, **sizes)
+    examples, start, s = split(seed=2, **sizes), start_of(problem), problem.settings
+
+    def logits(p: Tree, task: str, x: torch.Tensor) -> torch.Tensor:
+        return (x @ p["body.weight"].T + p["body.bias"]).tanh() @ p[f"{task}.weight"].T + p[f"{task}.bias"]
+
+    def value(h: Tree) -> float:
+        theta = {k: v.clone().requires_grad_() for k, v in start.items()}
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[rule]
+        optimizer: Any = kind(theta.values(), lr=lr, weight_decay=s["l2"])
+        alpha = torch.softmax(h["task_logits"], 0)
+        for t in range(15):
+            drawn = problem.stages[0].stream(t)
+            each = []
+            for task, (x, y) in examples.train.items():
+                each.append(cross_entropy(logits(theta, task, x[drawn[task]]), y[drawn[task]]))
+            optimizer.zero_grad()
+            (alpha * torch.stack(each)).sum().backward()
+            optimizer.step()
+        x, y = examples.valid
+        with torch.no_grad():
+            return float(cross_entropy(logits(theta, "end", x), y))
+
+    away = {"task_logits": torch.tensor([0.3, -0.8, 0.5], dtype=torch.float64)}
+    assert max(directional_errors(value, away, reference(problem, away))) < 1e-6
+
+
+@pytest.mark.parametrize("auxiliary", ["renamed", "other"])
+def test_the_tasks_examples_are_apart_and_labelled_as_said(auxiliary: str) -> None:
+    sizes = {"n_train": 100, "n_valid": 200, "n_aux": 200}
+    examples = split(seed=1, auxiliary=auxiliary, **sizes)
+    pixels, labels = load_digits(return_X_y=True)
+    known = {(row / 16).tobytes(): int(label) for row, label in zip(pixels, labels, strict=True)}
+
+    def names(x: torch.Tensor) -> list[int]:
+        return [known[row.numpy().tobytes()] for row in x]
+
+    train = examples.train
+    own = [train["end"], examples.valid, examples.test]
+    for x, y in own:
+        assert names(x) == y.tolist()
+    x, y = train["useful"]
+    assert [(n + 2) % 5 for n in names(x)] == y.tolist()
+    assert min(names(x)) == (0 if auxiliary == "renamed" else 5)
+    everything = [row.numpy().tobytes() for x, _ in [*own, train["useful"]] for row in x]
+    assert len(set(everything)) == len(everything)
+    assert len(everything) == (901 if auxiliary == "renamed" else 1101)
+    wild, at_random = train["useless"]
+    assert torch.equal(wild, x)
+    assert 0.1 < float((at_random == y).double().mean()) < 0.3  # a fifth by chance
+    assert torch.bincount(at_random).min() > 25
+
+
+def test_the_end_task_is_learnt() -> None:
+    problem = PROBLEMS["digits_tasks"].make(steps=100)
+    test = split(seed=0, n_train=100, n_valid=200, n_aux=200).test
+    end = run(problem.stages[0], problem.start, problem.hparams).end.params
+    assert accuracy(start_of(problem), test) < 0.5
+    assert accuracy(end, test) > 0.9

@@ -4,7 +4,8 @@
     outer  M(theta)    = loss of the end task on validation examples
 
 - "end": the digits 0 to 4, few of them labelled;
-- "useful": more of the same digits, their names permuted, so that only a head of its own can use them;
+- "useful": more of the same digits, their names permuted, so that only a head of its own can use them; or, with
+  `auxiliary` "other", the digits 5 to 9, from which the body learns little that the end task needs;
 - "useless": the images of "useful" with labels drawn at random, once.
 
 One hidden layer is the shared body, and each task has a linear head. What the outer loss reads is `head`:
@@ -37,6 +38,7 @@ CITATION = "after Dery et al. 2022 (META-TARTAN); digits: UCI, bundled with scik
 ABOUT = f"a five-way end task on digits with a useful and a useless auxiliary task, weights of the tasks ({CITATION})"
 TASKS = ("end", "useful", "useless")
 HEADS = ("same", "ridge", "steps")
+AUXILIARY = ("renamed", "other")
 RULES = {"sgd": SGD, "adam": Adam}
 PIXELS, CLASSES = 64, 5
 
@@ -66,6 +68,7 @@ def make(
     *,
     seed: int = 0,
     head: str = "same",
+    auxiliary: str = "renamed",
     n_train: int = 100,
     n_valid: int = 200,
     n_aux: int = 200,
@@ -86,6 +89,7 @@ def make(
     Args:
         seed: of the split, the random labels, the batches and the start.
         head: "same", "ridge" or "steps"; see above.
+        auxiliary: what the useful task is about, "renamed" or "other"; see above.
         n_train: labelled examples of the end task.
         n_valid: its validation examples.
         n_aux: examples of each auxiliary task.
@@ -112,7 +116,8 @@ def make(
     require(l2 >= 0, f"l2={l2}: must not be negative")
 
     source = generator(seed)
-    examples = split(seed=seed, n_train=n_train, n_valid=n_valid, n_aux=n_aux, dtype=dtype, device=device)
+    sizes = {"n_train": n_train, "n_valid": n_valid, "n_aux": n_aux}
+    examples = split(seed=seed, auxiliary=auxiliary, **sizes, dtype=dtype, device=device)
     start = linear_layer(source, "body", PIXELS, hidden)
     for task in TASKS:
         start |= linear_layer(source, task, hidden, CLASSES)
@@ -137,10 +142,9 @@ def make(
         hparams={multitask.logits: torch.zeros(len(TASKS), dtype=dtype, device=device)},
         about=ABOUT,
         settings={
-            "seed": seed, "head": head, "n_train": n_train, "n_valid": n_valid, "n_aux": n_aux, "hidden": hidden,
-            "steps": steps, "batch": batch, "rule": rule, "lr": lr, "l2": l2, "head_steps": head_steps,
-            "head_lr": head_lr, "head_penalty": head_penalty, "dim": sum(v.numel() for v in start.values()),
-            "outer_dim": len(TASKS),
+            "seed": seed, "head": head, "auxiliary": auxiliary, **sizes, "hidden": hidden, "steps": steps, "batch": batch,
+            "rule": rule, "lr": lr, "l2": l2, "head_steps": head_steps, "head_lr": head_lr, "head_penalty": head_penalty,
+            "dim": sum(v.numel() for v in start.values()), "outer_dim": len(TASKS),
         },
     )  # fmt: skip
 
@@ -151,38 +155,48 @@ def split(
     n_train: int,
     n_valid: int,
     n_aux: int,
+    auxiliary: str = "renamed",
     dtype: torch.dtype = torch.float64,
     device: str | torch.device = "cpu",
 ) -> Split:
     """The examples that `make` uses with these settings.
 
     Raises:
-        ValueError: there are not as many digits.
+        ValueError: there are not as many digits, or no such auxiliary task.
     """
+    require(auxiliary in AUXILIARY, f"auxiliary={auxiliary!r}: choose one of {', '.join(AUXILIARY)}")
     # here, not above: scikit-learn takes a second to import, and the other problems do without
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     pixels, names = load_digits(return_X_y=True)
-    kept = names < CLASSES
-    images, _ = store(torch.as_tensor(pixels[kept], dtype=torch.float64) / 16, dtype, device)
-    labels = torch.as_tensor(names[kept])
-    most = len(labels) - CLASSES
+    images, _ = store(torch.as_tensor(pixels, dtype=torch.float64) / 16, dtype, device)
+    labels = torch.as_tensor(names)
+    own, other = ([int(i) for i in chosen.nonzero()] for chosen in (labels < CLASSES, labels >= CLASSES))
+    renamed = auxiliary == "renamed"
+    most = len(own) - CLASSES
     require(
-        min(n_train, n_valid, n_aux) >= CLASSES and n_train + n_valid + n_aux <= most,
-        f"n_train={n_train}, n_valid={n_valid}, n_aux={n_aux}: at least {CLASSES} each, and at most {most} together",
+        min(n_train, n_valid, n_aux) >= CLASSES and n_train + n_valid + renamed * n_aux <= most,
+        f"n_train={n_train}, n_valid={n_valid}, n_aux={n_aux}: at least {CLASSES} each, and at most {most} together"
+        + ", n_aux apart" * (not renamed),
     )
-    train, rest = train_test_split(range(len(labels)), train_size=n_train, random_state=seed, stratify=labels)
-    valid, rest = train_test_split(rest, train_size=n_valid, random_state=seed, stratify=labels[rest])
-    more, test = train_test_split(rest, train_size=n_aux, random_state=seed, stratify=labels[rest])
+    require(renamed or n_aux <= len(other) - CLASSES, f"n_aux={n_aux}: at most {len(other) - CLASSES}")
+
+    def part(index: list[int], size: int) -> tuple[list[int], list[int]]:
+        first, rest = train_test_split(index, train_size=size, random_state=seed, stratify=labels[index])
+        return first, rest
+
+    train, own = part(own, n_train)
+    valid, own = part(own, n_valid)
+    aux, left = part(own if renamed else other, n_aux)
     at_random = torch.randint(CLASSES, (n_aux,), generator=generator(seed + 1))
 
     def taken(index: list[int]) -> Examples:
-        return images[index], labels[index].to(device)
+        return images[index], (labels[index] % CLASSES).to(device)
 
-    x, y = taken(more)
+    x, y = taken(aux)
     tasks = {"end": taken(train), "useful": (x, (y + 2) % CLASSES), "useless": (x, at_random.to(device))}
-    return Split(train=tasks, valid=taken(valid), test=taken(test))
+    return Split(train=tasks, valid=taken(valid), test=taken(left if renamed else own))
 
 
 def features(params: Tree, images: Tensor) -> Tensor:
