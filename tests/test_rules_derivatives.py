@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from benchmarks.rule_references import InFloat64
 from estimators import (
     LAMB,
     RULES,
@@ -45,7 +46,7 @@ from estimators import (
 from estimators.rules import is_linear
 from estimators.tree import flatten
 
-from .rule_references import F64, InFloat64, warm
+from .rule_references import F64, warm
 
 SHAPE = (4, 3)
 SETTINGS: dict[str, Any] = {

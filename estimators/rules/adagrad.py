@@ -9,15 +9,14 @@ from torch import Tensor
 
 from ..errors import HypergradientError
 from .base import Scalar, Slots, check_fields
-from .parts import coupled, root, where_live
+from .parts import UnlessCoupled, coupled, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adagrad:
     """S' = S + g^2;  theta' = theta - lr/(1 + (t-1) lr_decay) g / (sqrt(S') + eps).
 
-    Coordinates whose S' is 0 have derivative 0, as in `Adam`. No ``rewind``: the gradient enters the step directly, and
-    undoing coupled decay would divide by what can vanish.
+    Coordinates whose S' is 0 have derivative 0, as in `Adam`.
 
     Args:
         lr: learning rate.
@@ -54,5 +53,14 @@ class Adagrad:
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         grad = coupled(grad, self.weight_decay, param)
         total = slots["sum"] + grad * grad
+        return self._step(grad, total, t), {"sum": total}
+
+    def _step(self, grad: Tensor, total: Tensor, t: int) -> Tensor:
         rate = self.lr / (1 + (t - 1) * self.lr_decay)
-        return -rate * where_live(total > 0, grad / (root(total) + self.eps)), {"sum": total}
+        return -rate * where_live(total > 0, grad / (root(total) + self.eps))
+
+    @UnlessCoupled
+    def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
+        total = slots["sum"]
+        # rounding must not leave a negative sum of squares
+        return {"sum": (total - grad * grad).clamp_min(0.0)}, param - self._step(grad, total, t)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from .base import Scalar, Slots, check_fields
-from .parts import average, coupled, larger, where_live
+from .base import Scalar, Slots, check_fields, undo
+from .parts import UnlessCoupled, average, coupled, larger, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adamax:
     """m' = b1 m + (1-b1) g;  u' = max(b2 u, |g| + eps);  theta' = theta - lr/(1-b1^t) m' / u'.
 
-    Where u' is no more than eps no gradient ever came: the derivative is defined as 0 there, as in `Adam`. No ``rewind``:
-    a maximum forgets what it replaced.
+    Where u' is no more than eps no gradient ever came: the derivative is defined as 0 there, as in `Adam`.
 
     Args:
         lr: learning rate.
@@ -55,5 +55,20 @@ class Adamax:
         grad = coupled(grad, self.weight_decay, param)
         mean = average(grad, slots["exp_avg"], self.beta1)
         norm = larger(self.beta2 * slots["exp_inf"], grad.abs() + self.eps)
-        change = -self.lr / (1 - self.beta1**t) * where_live(norm > self.eps, mean / norm)
-        return change, {"exp_avg": mean, "exp_inf": norm}
+        after = {"exp_avg": mean, "exp_inf": norm}
+        return self._step(after, t), after
+
+    def _step(self, slots: Slots, t: int) -> Tensor:
+        norm = slots["exp_inf"]
+        return -self.lr / (1 - self.beta1**t) * where_live(norm > self.eps, slots["exp_avg"] / norm)
+
+    @UnlessCoupled
+    def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
+        norm = slots["exp_inf"]
+        # Where the norm was set by this step its earlier value is lost, and does not matter: any below will do.
+        new = norm <= grad.abs() + self.eps
+        before = {
+            "exp_avg": undo(slots["exp_avg"], (1 - self.beta1) * grad, self.beta1),
+            "exp_inf": torch.where(new, 0.0, undo(norm, torch.zeros_like(norm), self.beta2)),
+        }
+        return before, param - self._step(slots, t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HypergradientError
-from .base import Scalar, Slots, check_fields
+from .base import Scalar, Slots, check_fields, undo
 from .parts import average, decoupled, larger, where_live
 
 
@@ -90,11 +91,20 @@ class Muon:
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         buffer = average(grad, slots["momentum_buffer"], self.momentum)
-        direction = self._orthogonal(average(grad, buffer, self.momentum) if self.nesterov else buffer)
-        rows, columns = param.shape
-        if self.adjust_lr_fn == "match_rms_adamw":
-            size = 0.2 * max(rows, columns) ** 0.5
-        else:
-            size = max(1.0, rows / columns) ** 0.5
-        change = decoupled(-self.lr * size * direction, self.lr, self.weight_decay, param)
+        change = decoupled(self._step(grad, buffer), self.lr, self.weight_decay, param)
         return change, {"momentum_buffer": buffer}
+
+    def _step(self, grad: Tensor, buffer: Tensor) -> Tensor:
+        """The change without decay, from the buffer after the step."""
+        direction = self._orthogonal(average(grad, buffer, self.momentum) if self.nesterov else buffer)
+        rows, columns = grad.shape
+        if self.adjust_lr_fn == "match_rms_adamw":
+            size = 0.2 * math.sqrt(max(rows, columns))
+        else:
+            size = math.sqrt(max(1.0, rows / columns))
+        return -self.lr * size * direction
+
+    def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
+        buffer = slots["momentum_buffer"]
+        before = {"momentum_buffer": undo(buffer, (1 - self.momentum) * grad, self.momentum)}
+        return before, (param - self._step(grad, buffer)) / (1 - self.lr * self.weight_decay)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Scalar, Slots, check_fields
-from .parts import averages, coupled, decoupled, root, where_live
+from .base import Scalar, Slots, check_fields, undo
+from .parts import UnlessCoupled, averages, coupled, decoupled, earlier_averages, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,8 +18,7 @@ class NAdam:
 
     mu_t = b1 (1 - 0.96^(t momentum_decay) / 2), P_t = mu_1 ... mu_t; m', s' are Adam's moments. P is a slot, so that b1 and
     momentum_decay may be hyperparameters or change along the run. Coordinates that never received a gradient have
-    derivative 0, as in `Adam`. No ``rewind``: the gradient enters the step directly, and undoing coupled decay would
-    divide by what can vanish.
+    derivative 0, as in `Adam`.
 
     Args:
         lr: learning rate.
@@ -63,15 +62,28 @@ class NAdam:
         zeros = {name: param.new_zeros(param.shape) for name in ("exp_avg", "exp_avg_sq")}
         return {**zeros, "mu_product": param.new_ones(shape)}
 
+    def _step(self, grad: Tensor, slots: Slots, t: int) -> Tensor:
+        """The change without decoupled decay, from the slots after the step."""
+        mu, following, product = self._mu(t), self._mu(t + 1), slots["mu_product"]
+        mean = (1 - mu) / (1 - product) * grad + following / (1 - product * following) * slots["exp_avg"]
+        square = slots["exp_avg_sq"]
+        return -self.lr * where_live(square > 0, mean / (root(square / (1 - self.beta2**t)) + self.eps))
+
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         if not self.decoupled_weight_decay:
             grad = coupled(grad, self.weight_decay, param)
-        mu, following = self._mu(t), self._mu(t + 1)
         after = averages(grad, slots, self.beta1, self.beta2)
-        square, product = after["exp_avg_sq"], slots["mu_product"] * mu
-        after["mu_product"] = product
-        mean = (1 - mu) / (1 - product) * grad + following / (1 - product * following) * after["exp_avg"]
-        change = -self.lr * where_live(square > 0, mean / (root(square / (1 - self.beta2**t)) + self.eps))
+        after["mu_product"] = slots["mu_product"] * self._mu(t)
+        change = self._step(grad, after, t)
         if self.decoupled_weight_decay:
             change = decoupled(change, self.lr, self.weight_decay, param)
         return change, after
+
+    @UnlessCoupled
+    def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
+        param = param - self._step(grad, slots, t)
+        if self.decoupled_weight_decay:
+            param = param / (1 - self.lr * self.weight_decay)
+        product = slots["mu_product"]
+        before = earlier_averages(grad, slots, self.beta1, self.beta2)
+        return {**before, "mu_product": undo(product, torch.zeros_like(product), self._mu(t))}, param

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import overload
+from collections.abc import Callable
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -74,6 +75,26 @@ def choose(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
 def larger(a: Tensor, b: Scalar) -> Tensor:
     """max(a, b); on a tie all of the derivative goes to ``a`` (`torch.maximum` would give each side half)."""
     return torch.where(a >= b, a, b)
+
+
+class UnlessCoupled:
+    """Decorates a ``rewind`` that is there only without coupled weight decay: `hasattr` is False with it.
+
+    Where the gradient enters the step directly, theta = theta' + k (g + weight_decay theta), and undoing that divides by
+    1 - k weight_decay, which vanishes at some sizes of theta.
+    """
+
+    def __init__(self, method: Callable[..., tuple[Slots, Tensor]]) -> None:
+        self.method = method
+
+    def __get__(self, rule: Any, owner: type) -> Any:
+        if rule is None:
+            return self
+        if not rule.decoupled_weight_decay and not is_zero(rule.weight_decay):
+            raise AttributeError(
+                f"{owner.__name__} with coupled weight_decay has no rewind: run keeps the state instead"
+            )
+        return self.method.__get__(rule, owner)
 
 
 def is_zero(x: Scalar) -> bool:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Scalar, Slots, check_fields
-from .parts import average, coupled, is_zero, root, where_live
+from .base import Scalar, Slots, check_fields, undo
+from .parts import UnlessCoupled, average, coupled, is_zero, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,8 +19,7 @@ class RMSprop:
 
     Coordinates that never received a gradient (s' = 0) have derivative 0, as in `Adam`. A centred variance is 0 as well
     where all gradients were equal; rounding may take it below 0, where torch answers NaN: it then counts as 0, and
-    its root as constant. No ``rewind``: the gradient enters the step directly, and undoing coupled decay would divide by what
-    can vanish.
+    its root as constant.
 
     Args:
         lr: learning rate.
@@ -59,12 +58,30 @@ class RMSprop:
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         grad = coupled(grad, self.weight_decay, param)
-        square = variance = average(grad * grad, slots["square_avg"], self.alpha)
-        after = {**slots, "square_avg": square}
+        after = {**slots, "square_avg": average(grad * grad, slots["square_avg"], self.alpha)}
         if self.centered:
-            mean = after["grad_avg"] = average(grad, slots["grad_avg"], self.alpha)
-            variance = square - mean * mean
-        step = where_live(square > 0, grad / (root(variance) + self.eps))
+            after["grad_avg"] = average(grad, slots["grad_avg"], self.alpha)
+        step = self._scaled(grad, after)
         if not is_zero(self.momentum):
             step = after["momentum_buffer"] = self.momentum * slots["momentum_buffer"] + step
         return -self.lr * step, after
+
+    def _scaled(self, grad: Tensor, slots: Slots) -> Tensor:
+        """g / (sqrt(s) + eps) from the slots after the step."""
+        square = slots["square_avg"]
+        variance = square - slots["grad_avg"] ** 2 if self.centered else square
+        return where_live(square > 0, grad / (root(variance) + self.eps))
+
+    @UnlessCoupled
+    def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
+        step = self._scaled(grad, slots)
+        # rounding must not leave a negative average of squares
+        square = undo(slots["square_avg"], (1 - self.alpha) * grad * grad, self.alpha).clamp_min(0.0)
+        before = {**slots, "square_avg": square}
+        if self.centered:
+            before["grad_avg"] = undo(slots["grad_avg"], (1 - self.alpha) * grad, self.alpha)
+        if is_zero(self.momentum):
+            return before, param + self.lr * step
+        buffer = slots["momentum_buffer"]
+        before["momentum_buffer"] = undo(buffer, step, self.momentum)
+        return before, param + self.lr * buffer
