@@ -43,6 +43,7 @@ With strong decay (l2 = 0.1, a useless classifier) cosines are +-.998 or beyond 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,15 +115,8 @@ def make(
         f"weight_hidden={weight_hidden}: at least 1, and only for the spaces 'mwn' and 'wide'",
     )
 
-    # here, not above: scikit-learn takes a second to import, and the other problems do without
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
+    pixels, labels, train, rest, _ = _split(seed, n_train, n_valid)
     source = generator(seed)
-    pixels, labels = load_digits(return_X_y=True)
-    train, rest = train_test_split(
-        range(EXAMPLES), train_size=n_train, test_size=n_valid, random_state=seed, stratify=labels
-    )
     inputs = torch.as_tensor(pixels, dtype=torch.float64) / 16
     targets = torch.as_tensor(labels)
     x, _ = store(inputs[train], dtype, device)
@@ -165,6 +159,32 @@ def make(
             "dim": sum(v.numel() for v in start.values()), "outer_dim": sum(v.numel() for v in hparams.values()),
         },
     )  # fmt: skip
+
+
+def held_out(*, seed: int, n_train: int = 500, n_valid: int = 300) -> tuple[Tensor, Tensor]:
+    """Images (m, 64) in float64 and right labels (m,) that a problem with these settings shows to neither level."""
+    pixels, labels, _, _, left = _split(seed, n_train, n_valid)
+    return torch.as_tensor(pixels[left], dtype=torch.float64) / 16, torch.as_tensor(labels[left])
+
+
+def accuracy(params: Tree, images: Tensor, labels: Tensor) -> float:
+    """Share of ``images`` that the classifier gets right."""
+    with torch.no_grad():
+        logits = _mlp(params, "classifier", torch.tanh, images.to(params["classifier.0.weight"]))
+    return float((logits.argmax(1).cpu() == labels).double().mean())
+
+
+def _split(seed: int, n_train: int, n_valid: int) -> tuple[Any, Any, list[int], list[int], list[int]]:
+    """(pixels, labels, training indices, validation indices, all others)."""
+    # here, not above: scikit-learn takes a second to import, and the other problems do without
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    train, valid = train_test_split(
+        range(EXAMPLES), train_size=n_train, test_size=n_valid, random_state=seed, stratify=labels
+    )
+    return pixels, labels, train, valid, sorted(set(range(EXAMPLES)) - {*train, *valid})
 
 
 Weigh = Callable[[Tree, Tensor, Batch], Tensor]
