@@ -138,6 +138,9 @@ def noisy(problem: Problem, h: Values) -> Values:
         if s["rule"] == "momentum":
             m = beta * m + g
             w = w - lr * m
+        elif s["rule"] == "averaged":
+            m = beta * m + (1 - beta) * g if t else g
+            w = w - lr * m
         else:
             m, v = beta * m + (1 - beta) * g, s["beta2"] * v + (1 - s["beta2"]) * g**2
             first, second = m / (1 - beta ** (t + 1)), v / (1 - s["beta2"] ** (t + 1))
@@ -185,6 +188,7 @@ CLOSED = [
     Case("one_step_rule", {"steps": 1}),
     Case("one_step_rule", {"steps": 20, "seed": 1, "cond": 100.0}),
     Case("noisy_quadratic", {}),
+    Case("noisy_quadratic", {"rule": "averaged", "steps": 9, "momentum": 0.4}),
     Case("noisy_quadratic", {"rule": "adam", "steps": 12, "momentum": 0.7}),
     Case("noisy_quadratic", {"steps": 2, "seed": 1, "noise": 0.0, "decay": 0.5}),
 ]
@@ -460,7 +464,7 @@ def test_the_noise_of_the_noisy_quadratic_is_as_described() -> None:
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("noisy_quadratic", {"rule": "sgd"}, "momentum, adam, lamb, adafactor"),
+    ("noisy_quadratic", {"rule": "sgd"}, "momentum, averaged, adam, lamb, adafactor"),
     ("noisy_quadratic", {"steps": 1}, "steps=1"),
     ("noisy_quadratic", {"noise": -1.0}, "noise=-1.0"),
     ("noisy_quadratic", {"momentum": 1.0}, "momentum=1.0"),

@@ -8,9 +8,10 @@ run by a rule whose rate is base exp(log_lr) and whose momentum (beta1) is sigmo
 A large rate lowers M faster in flat directions and keeps it higher in steep ones, where noise sets the floor. Over a few
 steps only the floor is felt: hence the bias towards small rates.
 
-Two exact derivatives of the run, forwards and coordinate by coordinate, with Z = dw/dlam and g = h (w - c), Zg = h Z:
+Three exact derivatives of the run, forwards and coordinate by coordinate, with Z = dw/dlam and g = h (w - c), Zg = h Z:
 
     momentum  b' = mu b + g,  Zb' = mu Zb + Zg + (0, mu(1-mu) b),  Z' = Z - lr Zb' - (lr b', 0)
+    averaged  b' = mu b + (1-mu) g,  Zb' = mu Zb + (1-mu) Zg + (0, mu(1-mu) (b - g)),  Z' as above;  b_1 = g_1 in both
     adam      m' = b1 m + (1-b1) g,  Zm' = b1 Zm + (1-b1) Zg + (0, b1(1-b1) (m - g)),  Zs' = b2 Zs + 2 (1-b2) g Zg,
               u = lr m' / (k den),  k = 1 - b1^t,  den = sqrt(s'/(1-b2^t)) + eps,
               Zu = lr Zm'/(k den) - u Zs' / (2 sqrt(s'(1-b2^t)) den) + (u, u t b1^t (1-b1) / k)
@@ -22,6 +23,7 @@ hyperparameter at its optimum, so implicit estimators refuse this problem, and `
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ from .common import Tree, closed_form, generator, normal, require, require_posit
 CITATION = "after Wu et al. 2018"
 ABOUT = f"quadratic with gradient noise; learning rate and momentum are the hyperparameters ({CITATION})"
 
-BASE = {"momentum": 0.1, "adam": 0.05, "lamb": 0.02, "adafactor": 0.05}
+BASE = {"momentum": 0.1, "averaged": 1.0, "adam": 0.05, "lamb": 0.02, "adafactor": 0.05}
 """Learning rate at log_lr = 0, by rule."""
 BETA2, EPS = 0.99, 1e-8
 """Of Adam and LAMB."""
@@ -57,7 +59,8 @@ def make(
 
     Args:
         seed: of the start and of the noise of every step.
-        rule: "momentum" (SGD), "adam", "lamb" or "adafactor".
+        rule: "momentum" (heavy ball, whose momentum multiplies the rate by 1 / (1 - mu) in the long run), "averaged" (the
+            same on averages of gradients, whose momentum does not), "adam", "lamb" or "adafactor".
         steps: at least 2: a momentum has no influence on the first step.
         dim: number of parameters.
         decay: exponent of the curvatures' power law, not negative.
@@ -102,6 +105,8 @@ def make(
         lr, beta = rate * hparams["log_lr"].exp(), hparams["raw_momentum"].sigmoid()
         if rule == "momentum":
             return Momentum(lr=lr, momentum=beta)
+        if rule == "averaged":
+            return Momentum(lr=lr, momentum=beta, dampening=beta)
         if rule == "adafactor":
             return Adafactor(lr=lr, eps=(1e-30, 1e-3), eps_inside=True, relative_step=False, momentum=beta)
         return (Adam if rule == "adam" else LAMB)(lr=lr, betas=(beta, BETA2), eps=EPS)
@@ -137,13 +142,16 @@ def make(
     )  # fmt: skip
 
 
-def _momentum(h: Tensor, w: Tensor, centres: list[Tensor], lr: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+def _momentum(
+    h: Tensor, w: Tensor, centres: list[Tensor], lr: Tensor, mu: Tensor, averaged: bool = False
+) -> tuple[Tensor, Tensor]:
     """(w_T, (2, d) derivatives by log_lr and by raw_momentum); see the top of this file."""
     z, b, zero = torch.zeros(2, len(w), dtype=w.dtype), torch.zeros_like(w), torch.zeros_like(w)
     zb = torch.zeros_like(z)
-    for c in centres:
-        zb = mu * zb + h * z + torch.stack([zero, mu * (1 - mu) * b])
-        b = mu * b + h * (w - c)
+    for t, c in enumerate(centres):
+        g, fresh = h * (w - c), 1 - mu if averaged and t else 1
+        zb = mu * zb + fresh * h * z + torch.stack([zero, mu * (1 - mu) * (b - g if averaged and t else b)])
+        b = mu * b + fresh * g
         z = z - lr * zb - torch.stack([lr * b, zero])
         w = w - lr * b
     return w, z
@@ -166,5 +174,9 @@ def _adam(h: Tensor, w: Tensor, centres: list[Tensor], lr: Tensor, b1: Tensor) -
     return w, z
 
 
-SENSITIVITIES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"momentum": _momentum, "adam": _adam}
+SENSITIVITIES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "momentum": _momentum,
+    "averaged": partial(_momentum, averaged=True),
+    "adam": _adam,
+}
 """rule -> the run and its derivative."""
