@@ -14,9 +14,11 @@ from . import (
     error_condition,
     error_cost,
     figure5,
+    study_ablation,
     study_adapted_series,
     study_appendix_c,
     study_difference,
+    study_extra_update,
     study_randomness,
     study_young_adam,
 )
@@ -29,7 +31,9 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
 """name -> function of the loaded results; None if they do not hold what the figure shows."""
 
 STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
+    "ablation": study_ablation.draw,
     "difference": study_difference.draw,
+    "extra_update": study_extra_update.draw,
     "randomness": study_randomness.draw,
     "adapted_series": study_adapted_series.draw,
     "appendix_c": study_appendix_c.draw,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from . import adapted_series, appendix_c, difference, randomness, rules, young_adam
+from . import ablation, adapted_series, appendix_c, difference, extra_update, randomness, rules, young_adam
 from .base import Claimed, Row, Study, study
 
 __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
 
 STUDIES: dict[str, Study] = {
+    "ablation": study(ablation),
     "adapted_series": study(adapted_series),
     "difference": study(difference),
+    "extra_update": study(extra_update),
     "randomness": study(randomness),
     "appendix_c": study(appendix_c),
     "young_adam": study(young_adam),
