@@ -19,6 +19,7 @@ from . import (
     study_appendix_c,
     study_difference,
     study_extra_update,
+    study_greedy_quadratic,
     study_randomness,
     study_young_adam,
 )
@@ -38,6 +39,7 @@ STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "adapted_series": study_adapted_series.draw,
     "appendix_c": study_appendix_c.draw,
     "young_adam": study_young_adam.draw,
+    "greedy_quadratic": study_greedy_quadratic.draw,
 }
 """name of a study -> function of its rows; None if they do not hold what the figure shows."""
 

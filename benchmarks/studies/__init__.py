@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import ablation, adapted_series, appendix_c, difference, extra_update, randomness, rules, young_adam
+from . import (
+    ablation,
+    adapted_series,
+    appendix_c,
+    difference,
+    extra_update,
+    greedy_quadratic,
+    randomness,
+    rules,
+    young_adam,
+)
 from .base import Claimed, Row, Study, study
 
 __all__ = ["STUDIES", "Claimed", "Row", "Study", "study"]
@@ -15,6 +25,7 @@ STUDIES: dict[str, Study] = {
     "randomness": study(randomness),
     "appendix_c": study(appendix_c),
     "young_adam": study(young_adam),
+    "greedy_quadratic": study(greedy_quadratic),
     "rules": study(rules),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""
