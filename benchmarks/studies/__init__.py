@@ -11,6 +11,7 @@ from . import (
     greedy_quadratic,
     randomness,
     rules,
+    tartan,
     young_adam,
 )
 from .base import Claimed, Row, Study, study
@@ -26,6 +27,7 @@ STUDIES: dict[str, Study] = {
     "appendix_c": study(appendix_c),
     "young_adam": study(young_adam),
     "greedy_quadratic": study(greedy_quadratic),
+    "tartan": study(tartan),
     "rules": study(rules),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""
