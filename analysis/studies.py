@@ -123,7 +123,7 @@ def claims_page(found: Sequence[Found], drawn: Mapping[str, Sequence[Path]]) -> 
 def rules_page(found: Found) -> str:
     """Markdown: the rows of the study of rules, each rule a row."""
     lines = [GENERATED, "", "# Rules", "", found.content["about"] + ".", "", f"From `{command(found)}`."]
-    lines += ["", *table_of(found.rows), "", *_claims(found), "", *_provenance(found)]
+    lines += ["", *_method(found), *table_of(found.rows), "", *_claims(found), "", *_provenance(found)]
     return "\n".join(lines) + "\n"
 
 
@@ -138,7 +138,7 @@ def table_of(rows: pd.DataFrame) -> list[str]:
 def text(value: Any) -> str:
     """One cell of a table."""
     if value is None or value != value:  # None, NaN
-        return ""
+        return "-"
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -155,7 +155,7 @@ def command(found: Found) -> str:
 def _section(found: Found, images: Sequence[str]) -> list[str]:
     content = found.content
     lines = [f"## {found.name}", "", f"{content['about']}.".replace("..", "."), "", f"Source: {content['citation']}."]
-    lines += ["", f"    {command(found)}", ""]
+    lines += ["", f"    {command(found)}", "", *([] if found.name == RULES else _method(found))]
     if not found.ok:
         return [*lines, f"**Failed:** {_cell(str(content['reason']))}"]
     lines += _claims(found)
@@ -164,6 +164,11 @@ def _section(found: Found, images: Sequence[str]) -> list[str]:
     for image in images:
         lines += ["", f"![{found.name}](images/{image})"]
     return [*lines, "", *_provenance(found)]
+
+
+def _method(found: Found) -> list[str]:
+    """The study's own words: a docstring, and Markdown too."""
+    return [*found.content["method"].splitlines(), ""] if found.content["method"] else []
 
 
 def _claims(found: Found) -> list[str]:

@@ -40,6 +40,7 @@ def test_a_study_runs_and_says_what_it_found(name: str, folder: Path) -> None:
     assert result.ok, result.content["reason"]
     assert study.about
     assert study.citation
+    assert study.method
     assert set(study.quick) <= set(study.defaults)
     assert len(result.rows)
     assert result.claims
@@ -102,7 +103,9 @@ def made_up(run: Callable[..., list[dict]] | None = None, **fields: Any) -> Stud
         return [Claimed("squares | stay below 2", f"{largest:g}", largest < 2)]
 
     quick = fields.pop("quick", {"seeds": (0,)})
-    return Study(run=run or squares, claims=claims, about="Squares", citation="Euclid", quick=quick, **fields)
+    return Study(
+        run=run or squares, claims=claims, about="Squares", citation="Euclid", quick=quick, method="By hand.", **fields
+    )
 
 
 def draw(rows: pd.DataFrame) -> Figure:
@@ -235,12 +238,14 @@ def test_claims_are_written_to_the_docs(
     page = (docs / "claims.md").read_text()
     assert page.startswith("<!-- Written by")
     assert "| squares \\| stay below 2 | 1 | yes |" in page
-    assert "hypergradbench study squares\n" in page
+    assert "hypergradbench study squares\n\nBy hand.\n" in page
     assert "![squares](images/study_squares.png)" in page
     assert (docs / "images" / "study_squares.png").exists()
     assert "**Failed:** RuntimeError: [no] luck" in page
     assert "| [broken](#broken) | failed |" in page
-    assert "| seed | square | drawn | lost |" in (docs / "rules.md").read_text()
+    rules = (docs / "rules.md").read_text()
+    assert "| seed | square | drawn | lost |" in rules
+    assert rules.count("| – |\n") == 2
     assert page == studies.claims_page(
         studies.load_all(results)[0], {"squares": [docs / "images" / "study_squares.png"]}
     )

@@ -42,6 +42,7 @@ class Study:
         about: one line: what is shown.
         citation: whose claim it is.
         quick: settings under which it runs for seconds, for tests.
+        method: what was done, for readers of the docs: Markdown.
     """
 
     run: Callable[..., list[Row]]
@@ -49,6 +50,7 @@ class Study:
     about: str
     citation: str
     quick: Mapping[str, Any]
+    method: str = ""
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -76,8 +78,12 @@ class Study:
 
 
 def study(module: ModuleType) -> Study:
-    """The study that a module holds, as ABOUT, CITATION, QUICK, ``run`` and ``claims``."""
-    return Study(run=module.run, claims=module.claims, about=module.ABOUT, citation=module.CITATION, quick=module.QUICK)
+    """The study that a module holds: ABOUT, CITATION, QUICK, ``run``, ``claims``, and its docstring but for the first line."""
+    _, _, method = (inspect.getdoc(module) or "").partition("\n")
+    return Study(
+        run=module.run, claims=module.claims, about=module.ABOUT, citation=module.CITATION, quick=module.QUICK,
+        method=method.strip(),
+    )  # fmt: skip
 
 
 def _value(key: str, text: str, default: Any) -> Any:

@@ -48,7 +48,7 @@ def execute(name: str, study: Study, settings: dict[str, Any], out: Path) -> dic
     where = environment()
     del where["dtype"]  # a study's dtypes are its settings
     done = {
-        "schema": SCHEMA, "study": name, "about": study.about, "citation": study.citation, "settings": settings,
+        "schema": SCHEMA, "study": name, "about": study.about, "citation": study.citation, "method": study.method, "settings": settings,
         "defaults": settings == study.defaults, **content, "environment": where,
         "seconds": round(time.perf_counter() - begin, 2),
         "finished": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
