@@ -9,16 +9,24 @@ from hypothesis import strategies as st
 
 from estimators import (
     CG,
+    LAMB,
     SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
     Adam,
+    Adamax,
     AdamW,
     Dense,
     Forward,
     HypergradientError,
     Implicit,
     Momentum,
+    NAdam,
     Outcome,
     Problem,
+    RAdam,
+    RMSprop,
     Stage,
     State,
     Unroll,
@@ -45,6 +53,9 @@ RULES = [
     SGD(lr=0.1), Momentum(lr=0.05, momentum=0.7), Momentum(lr=0.05, momentum=0.7, dampening=0.3),
     Momentum(lr=0.05, momentum=0.7, nesterov=True), Adam(lr=0.1, eps=1e-3), Adam(lr=0.1, eps=1e-3, weight_decay=0.2),
     Adam(lr=0.1, eps=1e-3, betas=(0.5, 0.6), amsgrad=True), AdamW(lr=0.1, eps=1e-3, weight_decay=0.3),
+    NAdam(lr=0.1, eps=1e-2), RAdam(lr=0.1, eps=1e-2, betas=(0.8, 0.9), weight_decay=0.2), Adamax(lr=0.1, eps=1e-2),
+    RMSprop(lr=0.1, eps=1e-2, alpha=0.8, momentum=0.5), Adagrad(lr=0.1, eps=1e-2), Adadelta(lr=1.0, eps=1e-2),
+    Adafactor(lr=0.1), LAMB(lr=0.1, eps=1e-2),
 ]  # fmt: skip
 
 
