@@ -102,7 +102,7 @@ def code_version(thing: Any, make: Any = None) -> str:
     root = Path(__file__).resolve().parent
     files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing) | _sources(make)
     files |= {root / f"{name}.py" for name in ("accuracy", "measure", "path", "point", "theory")}
-    files |= {root / "problems" / f"{name}.py" for name in ("common", "descent", "reference")}
+    files |= {root / "problems" / f"{name}.py" for name in ("common", "descent", "reference", "tuned_rule")}
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.as_posix()):
         digest.update(file.name.encode() + file.read_bytes())

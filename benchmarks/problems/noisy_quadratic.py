@@ -28,17 +28,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from estimators import LAMB, Adafactor, Adam, Momentum, Problem, Rule, Stage
+from estimators import Problem, Stage
 
 from .common import Tree, closed_form, generator, normal, require, require_positive, store
+from .tuned_rule import BETA2, EPS, raw, tuned_rule
 
 CITATION = "after Wu et al. 2018"
 ABOUT = f"quadratic with gradient noise; learning rate and momentum are the hyperparameters ({CITATION})"
 
 BASE = {"momentum": 0.1, "averaged": 1.0, "adam": 0.05, "lamb": 0.02, "adafactor": 0.05}
 """Learning rate at log_lr = 0, by rule."""
-BETA2, EPS = 0.99, 1e-8
-"""Of Adam and LAMB."""
 
 
 def make(
@@ -59,8 +58,7 @@ def make(
 
     Args:
         seed: of the start and of the noise of every step.
-        rule: "momentum" (heavy ball, whose momentum multiplies the rate by 1 / (1 - mu) in the long run), "averaged" (the
-            same on averages of gradients, whose momentum does not), "adam", "lamb" or "adafactor".
+        rule: "momentum", "averaged", "adam", "lamb" or "adafactor"; see `tuned_rule`.
         steps: at least 2: a momentum has no influence on the first step.
         dim: number of parameters.
         decay: exponent of the curvatures' power law, not negative.
@@ -75,12 +73,10 @@ def make(
         ValueError: a setting that has no such problem.
     """
     require(rule in BASE, f"rule={rule!r}: choose one of {', '.join(BASE)}")
+    tuned = tuned_rule(rule, rate := BASE[rule] if base is None else base)
     require_positive(dim=dim)
     require(steps >= 2, f"steps={steps}: must be at least 2, for a momentum has no influence on the first")
     require(decay >= 0 and noise >= 0, f"decay={decay}, noise={noise}: must not be negative")
-    require(0 < momentum < 1, f"momentum={momentum}: must lie between 0 and 1")
-    rate = BASE[rule] if base is None else base
-    require(rate > 0, f"base={base}: must be positive")
 
     curvatures = torch.arange(1, dim + 1, dtype=torch.float64) ** -decay
     h_run, h = store(curvatures, dtype, device)
@@ -101,16 +97,6 @@ def make(
         w = params["w"]
         return (h_run.to(w.dtype) * (w.square() + sigma_run.to(w.dtype).square())).sum() / 2
 
-    def bound(hparams: Tree) -> Rule:
-        lr, beta = rate * hparams["log_lr"].exp(), hparams["raw_momentum"].sigmoid()
-        if rule == "momentum":
-            return Momentum(lr=lr, momentum=beta)
-        if rule == "averaged":
-            return Momentum(lr=lr, momentum=beta, dampening=beta)
-        if rule == "adafactor":
-            return Adafactor(lr=lr, eps=(1e-30, 1e-3), eps_inside=True, relative_step=False, momentum=beta)
-        return (Adam if rule == "adam" else LAMB)(lr=lr, betas=(beta, BETA2), eps=EPS)
-
     def exact_run(hparams: Tree) -> Tree:
         lr, beta = rate * torch.exp(hparams["log_lr"]), 1 / (1 + torch.exp(-hparams["raw_momentum"]))
         noises = [stored(centre(t)) for t in range(steps)]
@@ -123,13 +109,10 @@ def make(
     exact = closed_form(exact_run) if rule in SENSITIVITIES else None
     return Problem(
         name="noisy_quadratic",
-        stages=[Stage(loss=loss, rule=bound, stream=stream, steps=steps)],
+        stages=[Stage(loss=loss, rule=tuned, stream=stream, steps=steps)],
         outer=outer,
         start={"w": start_run},
-        hparams={
-            "log_lr": start_run.new_tensor(log_lr),
-            "raw_momentum": start_run.new_tensor(momentum).logit(),
-        },
+        hparams=raw(start_run, log_lr, momentum),
         exact=exact,
         exact_run=exact,
         hessian=lambda params: torch.diag(h_run),
