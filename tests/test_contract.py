@@ -33,6 +33,7 @@ from .toy import toy
 
 SMALL: dict[str, dict[str, Any]] = {
     "biased_regression": {"cond": 5.0},
+    "digits_label_noise": {"steps": 6, "hidden": 2},
     "digits_mwn": {"steps": 12, "hidden": 2},
     "digits_wide": {"steps": 12, "hidden": 2},
     "digits_tasks": {"steps": 12, "hidden": 2},

@@ -89,6 +89,7 @@ def test_agrees_with_its_definition(name: str, rule: str) -> None:
 SMALL: dict[str, dict[str, Any]] = {
     "biased_regression": {"cond": 5.0},
     # few scalars, so that the dense joint Hessian of (theta, lam) is small, and enough decay for it to be definite
+    "digits_label_noise": {"steps": 6, "hidden": 2},
     "digits_mwn": {"steps": 12, "hidden": 2, "weight_hidden": 5, "l2": 0.3},
     "digits_wide": {"steps": 12, "hidden": 2, "weight_hidden": 2, "l2": 0.3},
     "digits_tasks": {"steps": 12, "hidden": 2, "l2": 0.5},

@@ -487,6 +487,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("two_stage_head_only", {"features": 0}, "features=0"),
     ("one_step_rule", {"steps": 0}, "steps=0"),
     ("one_step_rule", {"base": 2.5}, "base=2.5"),
+    ("digits_label_noise", {"steps": 1}, "steps=1"),
+    ("digits_label_noise", {"rule": "sgd"}, "momentum, averaged, adam, lamb, adafactor"),
+    ("digits_label_noise", {"noise": 1.5}, "noise=1.5"),
     ("digits_wide", {"noise": 1.5}, "noise=1.5"),
     ("digits_wide", {"detach": True}, "only the weights of space='mwn'"),
     ("digits_wide", {"n_train": 1700}, "at most 1787 together"),
@@ -558,6 +561,38 @@ def test_the_digits_reference_is_the_derivative_of_training_with_torch_s_own_ada
 
     # a smaller step than above: the ReLUs of the weight nets have kinks
     assert max(directional_errors(value, problem.hparams, reference(problem), step=1e-6)) < 1e-5
+
+
+@pytest.mark.parametrize("rule", ["momentum", "averaged", "adam"])
+def test_digits_with_label_noise_are_trained_as_torch_would(rule: str) -> None:
+    """Central differences over torch's own module and optimizer, on the problem's batches."""
+    problem = PROBLEMS["digits_label_noise"].make(rule=rule, steps=10, hidden=6, momentum=0.7)
+    (stage,), s, start = problem.stages, problem.settings, start_of(problem)
+
+    def value(log_lr: float, raw_momentum: float) -> float:
+        lr, beta = s["base"] * np.exp(log_lr), float(sigmoid(np.asarray(raw_momentum)))
+        net = torch.nn.Sequential(torch.nn.Linear(64, 6), torch.nn.Tanh(), torch.nn.Linear(6, 10)).double()
+        net.load_state_dict({k.removeprefix("classifier."): x for k, x in start.items()})
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(net.parameters(), lr=lr, betas=(beta, 0.99))
+            if rule == "adam"
+            else torch.optim.SGD(net.parameters(), lr=lr, momentum=beta, dampening=beta if rule == "averaged" else 0)
+        )
+        for t in range(s["steps"]):
+            x, y, _ = stage.stream(t)
+            optimizer.zero_grad()
+            cross_entropy(net(x), y).backward()
+            optimizer.step()
+        end = {f"classifier.{k}": v.detach() for k, v in net.named_parameters()}
+        return float(problem.outer(end, problem.hparams))
+
+    at, h = [float(x) for x in problem.hparams.values()], 1e-5
+    slopes = [
+        (value(at[0] + h, at[1]) - value(at[0] - h, at[1])) / (2 * h),
+        (value(at[0], at[1] + h) - value(at[0], at[1] - h)) / (2 * h),
+    ]
+    found = estimate(problem, Unroll()).hparams
+    assert [float(x) for x in found.values()] == pytest.approx(slopes, rel=1e-6)
 
 
 def test_digits_are_split_evenly_and_their_noise_is_as_asked() -> None:

@@ -9,6 +9,7 @@ from estimators import Problem
 
 from . import (
     biased_regression,
+    digits_label_noise,
     digits_reweighting,
     digits_tasks,
     log_ridge,
@@ -50,6 +51,7 @@ PROBLEMS: dict[str, ProblemEntry] = {
     "two_stage_head_only": _entry(two_stage_head_only),
     "one_step_rule": _entry(one_step_rule),
     "noisy_quadratic": _entry(noisy_quadratic),
+    "digits_label_noise": _entry(digits_label_noise),
     "digits_mwn": _entry(digits_reweighting, space="mwn"),
     "digits_wide": _entry(digits_reweighting, space="wide"),
     "digits_tasks": _entry(digits_tasks),
