@@ -168,7 +168,8 @@ def _section(found: Found, images: Sequence[str]) -> list[str]:
 
 def _method(found: Found) -> list[str]:
     """The study's own words: a docstring, and Markdown too."""
-    return [*found.content["method"].splitlines(), ""] if found.content["method"] else []
+    method = found.content.get("method", "")
+    return [*method.splitlines(), ""] if method else []
 
 
 def _claims(found: Found) -> list[str]:

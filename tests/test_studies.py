@@ -245,7 +245,7 @@ def test_claims_are_written_to_the_docs(
     assert "| [broken](#broken) | failed |" in page
     rules = (docs / "rules.md").read_text()
     assert "| seed | square | drawn | lost |" in rules
-    assert rules.count("| – |\n") == 2
+    assert rules.count("| - |\n") == 2
     assert page == studies.claims_page(
         studies.load_all(results)[0], {"squares": [docs / "images" / "study_squares.png"]}
     )
