@@ -82,7 +82,7 @@ def study(module: ModuleType) -> Study:
     _, _, method = (inspect.getdoc(module) or "").partition("\n")
     return Study(
         run=module.run, claims=module.claims, about=module.ABOUT, citation=module.CITATION, quick=module.QUICK,
-        method=method.strip(),
+        method=method.strip("\n"),
     )  # fmt: skip
 
 
