@@ -259,6 +259,23 @@ def test_decoupled_decay_is_what_moves_the_end_from_a_stationary_point(rule: Rul
     assert (not still.any()) == (not rule.decoupled_weight_decay)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [SGD(lr=0.3, weight_decay=0.4), Momentum(lr=0.2, momentum=0.3, weight_decay=0.4),
+     Momentum(lr=0.2, momentum=0.3, nesterov=True, weight_decay=0.4)],
+)  # fmt: skip
+def test_coupled_decay_is_part_of_the_implicit_system(rule: Rule) -> None:
+    """At the optimum of loss + wd/2 theta^2, implicit differentiation and the unrolled run agree."""
+    scales = torch.tensor([0.5, 1.0, 2.0], dtype=F64)
+    stage = Stage(lambda p, h, t: 0.5 * (scales * (p["w"] - h["c"]) ** 2).sum(), rule, lambda t: t, steps=200)
+    hparams = {"c": randn(3, seed=1)}
+    problem = Problem("decay", [stage], lambda p, h: p["w"].sum(), {"w": randn(3)}, hparams)
+    expected = scales / (scales + 0.4)
+    for name in ("dense", "cg", "unroll", "forward"):
+        torch.testing.assert_close(estimate(problem, name).hparams["c"], expected, rtol=1e-10, atol=0)
+    estimate(problem, "neumann")  # its step, the rule's own, converges for H + wd too
+
+
 @pytest.mark.parametrize("t", [2, 10])
 @pytest.mark.parametrize("rule", ALL)
 def test_fields_as_tensors_and_per_coordinate(rule: Rule, t: int) -> None:
