@@ -70,10 +70,10 @@ def go(estimator=None, outer=outer, start=START, hparams=HPARAMS, stages=None, *
     return estimate(Problem("p", stages, outer, start, hparams), estimator or Unroll())
 
 
-EVERY = {  # of one stage, and of hyperparameters in the loss
+EVERY = {  # of one stage, and of hyperparameters in any loss
     name: entry.estimator
     for name, entry in registry.items()
-    if not isinstance(entry.estimator, tuple) and not entry.claim.rule_only
+    if not (isinstance(entry.estimator, tuple) or entry.claim.rule_only or entry.claim.tasks_only)
 }
 BASELINES = (FiniteDifference, Evolution, Direct, Random)
 

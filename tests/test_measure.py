@@ -249,9 +249,14 @@ def test_there_is_no_bound_where_the_assumptions_fail() -> None:
 @pytest.mark.parametrize("name", list(registry))
 def test_every_registered_estimator_can_be_measured(name: str) -> None:
     entry = registry[name]
-    problem = PROBLEMS["biased_regression"].make(cond=3.0, steps=12)
-    if entry.claim.refuses(problem):
-        problem = PROBLEMS["one_step_rule" if entry.claim.rule_only else "two_stage_quadratic"].make(steps=12)
+    instances = (
+        PROBLEMS[p].make(steps=12, **settings)
+        for p, settings in [
+            ("biased_regression", {"cond": 3.0}), ("two_stage_quadratic", {}), ("one_step_rule", {}),
+            ("digits_tasks", {"hidden": 2}),
+        ]
+    )  # fmt: skip
+    problem = next(p for p in instances if entry.claim.refuses(p) is None)
     instance = Instance(problem)
     found = measure(
         instance, per_stage(entry.estimator, len(problem.stages)), entry.claim, Effort(budget=0.0, least=1, most=1)

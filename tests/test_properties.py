@@ -43,8 +43,10 @@ QUICK = [Phase.explicit, Phase.generate, Phase.shrink]  # explaining a failure c
 EXAMPLES = settings(derandomize=True, deadline=None, max_examples=30)
 FEW = settings(derandomize=True, deadline=None, max_examples=15)
 EACH = settings(derandomize=True, deadline=None, max_examples=3, phases=QUICK)  # for every registered estimator
-REGISTERED = [  # those of one stage that see hyperparameters in the loss
-    n for n, entry in registry.items() if not isinstance(entry.estimator, tuple) and not entry.claim.rule_only
+REGISTERED = [  # those of one stage that see hyperparameters in any loss
+    n
+    for n, entry in registry.items()
+    if not (isinstance(entry.estimator, tuple) or entry.claim.rule_only or entry.claim.tasks_only)
 ]
 
 SHAPES = st.lists(st.sampled_from([(), (1,), (3,), (2, 2), (2, 1, 2)]), min_size=1, max_size=3)
