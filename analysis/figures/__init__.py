@@ -20,6 +20,7 @@ from . import (
     study_difference,
     study_extra_update,
     study_greedy_quadratic,
+    study_horizon,
     study_randomness,
     study_tartan,
     study_young_adam,
@@ -41,6 +42,7 @@ STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "appendix_c": study_appendix_c.draw,
     "young_adam": study_young_adam.draw,
     "greedy_quadratic": study_greedy_quadratic.draw,
+    "horizon": study_horizon.draw,
     "tartan": study_tartan.draw,
 }
 """name of a study -> function of its rows; None if they do not hold what the figure shows."""

@@ -9,6 +9,7 @@ from . import (
     difference,
     extra_update,
     greedy_quadratic,
+    horizon,
     randomness,
     rules,
     tartan,
@@ -27,6 +28,7 @@ STUDIES: dict[str, Study] = {
     "appendix_c": study(appendix_c),
     "young_adam": study(young_adam),
     "greedy_quadratic": study(greedy_quadratic),
+    "horizon": study(horizon),
     "tartan": study(tartan),
     "rules": study(rules),
 }
