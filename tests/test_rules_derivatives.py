@@ -511,6 +511,27 @@ def test_a_zero_parameter_moves_as_the_reference_says(name: str) -> None:
     assert all(x is None or bool(torch.isfinite(x).all()) for x in found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("eps1", [1e-30, 1e-3])
+def test_adafactor_with_eps_inside_tells_dead_rows_from_small_gradients(dtype: torch.dtype, eps1: float) -> None:
+    """Its second moments are averages of eps1 there, to rounding, which adds up over a long run."""
+    rule = Adafactor(lr=0.1, eps=(eps1, 1e-3), eps_inside=True, relative_step=False, momentum=0.5)
+    for shape, live in (
+        (SHAPE, torch.tensor([True, False, True, True])),
+        ((4,), torch.tensor([True, False, True, True])),
+    ):
+        theta, g = randn(*shape, seed=1).to(dtype), randn(*shape, seed=2).to(dtype)
+        g[~live] = 0.0
+        g[3] *= 0.1 * eps1**0.5  # small against eps1, but there
+        slots = rule.init(theta)
+        for t in range(1, 600):
+            _, slots = rule.update(g, slots, t, theta)
+        d = derivative(rule, g, slots, 600, theta, torch.ones_like(g))
+        assert not d[~live].any()
+        assert bool((d[live] != 0).all())
+        assert bool(torch.isfinite(d).all())
+
+
 def test_a_centred_variance_that_rounds_below_zero_is_zero() -> None:
     """torch.optim.RMSprop answers NaN here."""
     rule = RMSprop(lr=0.1, alpha=0.9, centered=True)
