@@ -28,7 +28,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         else:
             axes.set_ylim(-0.03, 1.03)
     alpha, start, _ = figure.axes
-    figure.legend(handles=alpha.get_legend_handles_labels()[0], loc="outside lower left", ncols=5, handlelength=2.6)
+    figure.legend(handles=alpha.get_legend_handles_labels()[0], loc="outside lower left", ncols=3, handlelength=2.6)
     figure.legend(handles=start.get_legend_handles_labels()[0], loc="outside lower right", ncols=3, handlelength=2.6)
     return figure
 

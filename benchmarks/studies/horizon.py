@@ -123,6 +123,7 @@ def claims(rows: list[Row]) -> list[Claimed]:
     learned = _medians(rows, "online", "horizon")
     constant = _medians(rows, "constant", "log_lr")
     best = min(constant, key=lambda k: constant[k])
+    upto = [v for k, v in learned.items() if k <= 10]
     shown = ", ".join(f"{v:.3g} (K = {k})" for k, v in learned.items())
     beside = f"{constant[best]:.3g} at the best constant rate (log_lr = {best:g})"
     return [
@@ -136,9 +137,7 @@ def claims(rows: list[Row]) -> list[Claimed]:
             text="Learned on the way by a longer horizon the rate does better: the median excess loss at the end falls with "
             "every longer horizon up to 10 steps. (Longer ones leave few meta steps in one training, and may gain nothing.)",
             measured=shown,
-            holds=all(
-                a > b for a, b in zip(upto := [v for k, v in learned.items() if k <= 10], upto[1:], strict=False)
-            ),
+            holds=all(a > b for a, b in zip(upto, upto[1:], strict=False)),
         ),
         Claimed(
             text="Learned greedily (K = 1) it does worse than the best constant rate, with K = 10 better (medians)",
