@@ -19,6 +19,7 @@ from . import (
     study_appendix_c,
     study_difference,
     study_extra_update,
+    study_greedy_digits,
     study_greedy_quadratic,
     study_horizon,
     study_randomness,
@@ -42,6 +43,7 @@ STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "appendix_c": study_appendix_c.draw,
     "young_adam": study_young_adam.draw,
     "greedy_quadratic": study_greedy_quadratic.draw,
+    "greedy_digits": study_greedy_digits.draw,
     "horizon": study_horizon.draw,
     "tartan": study_tartan.draw,
 }
