@@ -33,6 +33,11 @@ LOOKS: dict[str, Look] = {
     "sama": Look("#AA3377", "d", "-"),
     "sama-exact": Look("#CC79A7", "p", "--"),
     "composed": Look("#666666", "8", "-"),
+    "greedy": Look("#DDCC77", (7, 1, 0), "-"),
+    "finite-difference": Look("#225522", (3, 1, 180), "-."),
+    "evolution": Look("#66AA55", (9, 1, 0), "-."),
+    "direct": Look("#999999", (6, 1, 30), (0, (1, 1))),
+    "random": Look("#BBBBBB", (5, 1, 36), (0, (1, 2))),
     "tartan": Look("#88CCEE", (5, 1, 0), "-"),
     "tartan-dot": Look("#6699CC", (7, 0, 0), "--"),
 }
