@@ -242,7 +242,7 @@ registry.register(
 registry.register(
     "evolution", Evolution(),
     Claim(of="derivative of the run smoothed over lam", citation="Salimans et al. 2017; Metz et al. 2019",
-          target="direction", bias="squared error (n + 1) / 16 of n hyperparameters; O(sigma^2) of the smoothing",
+          target="run", bias="squared error (n + 1) / 16 of n hyperparameters; O(sigma^2) of the smoothing",
           rule_hparams=True),
 )  # fmt: skip
 registry.register(
