@@ -101,6 +101,7 @@ def _static(problem: Problem) -> Row:
 def claims(rows: list[Row]) -> list[Claimed]:
     """What the rows show."""
     ends = [r for r in rows if r["part"] == "end" and "alpha" in r]
+    complete = not any("reason" in r for r in rows if r["part"] == "end")
     noisy, clean = ([r for r in ends if (r["noise"] > 0) is wanted] for wanted in (True, False))
     tops = ", ".join(f"{r['rule']} {r['top']:.2f} at {r['top_step']}, then {r['alpha']:.2f}" for r in noisy)
     compared = _compared(rows, noisy)
@@ -112,24 +113,24 @@ def claims(rows: list[Row]) -> list[Claimed]:
         Claimed(
             text="With label noise alpha rises first, above 1.2, and then falls below 0.6, for every seed and rule",
             measured=tops,
-            holds=all(r["top"] > 1.2 and r["alpha"] < 0.6 for r in noisy),
+            holds=complete and all(r["top"] > 1.2 and r["alpha"] < 0.6 for r in noisy),
         ),
         Claimed(
             text="Without label noise it does not: alpha ends above 1, for every seed and rule",
             measured=", ".join(f"{r['rule']} {r['alpha']:.2f}" for r in clean),
-            holds=all(r["alpha"] > 1 for r in clean),
+            holds=complete and all(r["alpha"] > 1 for r in clean),
         ),
         Claimed(
             text="Guided within one run it beats the static rate that it starts from, in median accuracy on held-out examples, for "
             "every rule",
             measured=shown,
-            holds=all(c["guided"] > c["start"] for c in compared.values()),
+            holds=complete and all(c["guided"] > c["start"] for c in compared.values()),
         ),
         Claimed(
             text="It comes within 3 points of the best static rate of the grid, for every rule (as guided learning does against "
             "a search in table 2 of Lichtarge et al.)",
             measured=shown,
-            holds=all(c["guided"] > c["best"] - 0.03 for c in compared.values()),
+            holds=complete and all(c["guided"] > c["best"] - 0.03 for c in compared.values()),
         ),
     ]
 

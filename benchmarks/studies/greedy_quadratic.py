@@ -9,6 +9,7 @@ it by 1 / (1 - mu), and then what holds of the learning rate holds of the moment
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def claims(rows: list[Row]) -> list[Claimed]:
 
     def end(**of: Any) -> float:
         values = [r["value"] for r in measured if r["step"] >= END * last and all(r[k] == v for k, v in of.items())]
-        return sum(values) / len(values)
+        return sum(values) / len(values) if values else math.inf  # a training that diverged
 
     rates = sorted({r["eta"] for r in measured if r["learned"] == "alpha"})
     alphas = {seed: [end(seed=seed, learned="alpha", eta=eta) for eta in rates] for seed in seeds}
