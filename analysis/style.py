@@ -36,6 +36,7 @@ LOOKS: dict[str, Look] = {
     "greedy": Look("#DDCC77", (7, 1, 0), "-"),
     "finite-difference": Look("#225522", (3, 1, 180), "-."),
     "evolution": Look("#66AA55", (9, 1, 0), "-."),
+    "plain": Look("#777777", (4, 1, 20), (0, (1, 3))),
     "direct": Look("#999999", (6, 1, 30), (0, (1, 1))),
     "random": Look("#BBBBBB", (5, 1, 36), (0, (1, 2))),
     "tartan": Look("#88CCEE", (5, 1, 0), "-"),

@@ -10,12 +10,13 @@ from estimators import registry
 
 from .cells import Cell, built_as, code_version
 
-MAIN_JOB = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wide")
+MAIN_JOB = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wide", "noisy_quadratic", "digits_tasks")
 """Problems of the main job."""
 
 SMALL: dict[str, dict[str, Any]] = {
     "digits_mwn": {"hidden": 10, "steps": 30, "weight_hidden": 30, "l2": 2e-2},
     "digits_wide": {"hidden": 10, "steps": 30, "l2": 2e-2},
+    "digits_tasks": {"hidden": 4, "steps": 12},
 }
 """Sizes at which the costly references, the whole Hessian and forward mode, take part on a laptop; and enough decay for
 the Meta-Weight-Net to show its nearly rank-one face. With less decay the Hessian's negative curvature decides, and the

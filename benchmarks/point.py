@@ -83,6 +83,11 @@ class Instance:
     def setting(self) -> theory.Setting | None:
         return theory.setting(self.problem, self.records[0], self.hparams)
 
+    @cached_property
+    def gradient_peak(self) -> int:
+        """Its peak of memory, in bytes."""
+        return peak_bytes(self.gradient)
+
     def gradient(self) -> object:
         """The unit of cost: one plain training gradient, of the first stage's loss at its start."""
         stage, state = self.problem.stages[0], self.problem.start
@@ -109,7 +114,7 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
     def pull() -> Hypergradient:
         return hypergradient(problem.outer, problem.stages, estimators, records, hparams, throw=False)
 
-    unit = peak_bytes(instance.gradient)
+    unit = instance.gradient_peak
     answers: list[Hypergradient] = []
     peak = peak_bytes(lambda: answers.append(pull()))  # this pass also gives the answer, and warms the clock's
     answer = answers[0]

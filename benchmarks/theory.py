@@ -42,8 +42,8 @@ from estimators import (
     Record,
     Tree,
     Unroll,
-    Wrapper,
 )
+from estimators.rules import is_wrapper
 
 GRID = 20_000
 """Points of [lambda_min, lambda_max] on which a residual polynomial is maximised, beside the eigenvalues."""
@@ -67,7 +67,7 @@ class Setting:
 def setting(problem: Problem, record: Record, hparams: Tree) -> Setting | None:
     """The bounds' inputs, or None where their assumptions do not hold (each is checked, none is believed)."""
     stage = problem.stages[0]
-    rule = None if stage.rule_reads_hparams or isinstance(stage.rule, Wrapper) else stage.bind(hparams)
+    rule = None if stage.rule_reads_hparams or is_wrapper(stage.rule) else stage.bind(hparams)
     linear = getattr(rule, "linear", False) and not any(
         float(getattr(rule, k, 0)) for k in ("weight_decay", "dampening")
     )

@@ -49,6 +49,8 @@ def work(
                     cell.instance,
                     Instance(PROBLEMS[cell.problem].make(seed=cell.seed, dtype=dtype, **cell.settings)),
                 )
+                gc.collect()
+                gc.freeze()  # the collections around every measurement need not walk through torch, nor what it imported
             instance = current[1]
             refused = entry.claim.refuses(instance.problem)
             if refused:
@@ -87,7 +89,6 @@ def main() -> None:
     report = _own_stdout()
     torch.set_num_threads(1)
     load(orders["plugins"])
-    gc.freeze()  # the collections around every measurement need not walk through torch's modules
 
     def say(event: str, cell: Cell, details: dict[str, Any]) -> None:
         print(json.dumps({"event": event, "id": cell.id, **details}), file=report, flush=True)

@@ -1,7 +1,7 @@
 """Hypergradient estimators behind one interface. An estimator is an approximate pullback of a stage."""
 
 from .adaptation import adapt, adaptation
-from .baselines import Direct, Evolution, FiniteDifference, Random
+from .baselines import Direct, Evolution, FiniteDifference, Plain, Random
 from .errors import HypergradientError, NonFiniteError, NotApplicableError
 from .estimate import estimate, per_stage
 from .estimator import Cost, Estimator, ExtraUpdate, Hypergradient, Pullback, hypergradient, run_stages
@@ -70,9 +70,9 @@ __all__ = [
     "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "ClipNorm", "Cost", "Dense", "Direct", "Entry",
     "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference", "FixedPoint", "Forward", "Greedy", "Groups",
     "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion", "Live", "MetaHead", "ModuleLoss", "Momentum",
-    "MultiTask", "Muon", "NAdam", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome", "Problem",
-    "Product", "Pullback", "RAdam", "RMSprop", "Random", "Record", "RidgeFit", "Rule", "Scheduled", "Solution",
-    "Solver", "Stage", "State", "StepsFit", "Tartan", "Tree", "Unroll", "Wrapper", "adapt", "adaptation", "estimate",
-    "from_module", "from_torch_optimizer", "gradients", "hypergradient", "per_stage", "registry",
+    "MultiTask", "Muon", "NAdam", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome", "Plain",
+    "Problem", "Product", "Pullback", "RAdam", "RMSprop", "Random", "Record", "RidgeFit", "Rule", "Scheduled",
+    "Solution", "Solver", "Stage", "State", "StepsFit", "Tartan", "Tree", "Unroll", "Wrapper", "adapt", "adaptation",
+    "estimate", "from_module", "from_torch_optimizer", "gradients", "hypergradient", "per_stage", "registry",
     "reverse_over_forward", "reverse_over_reverse", "run", "run_stages",
 ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""What an estimator must beat: nothing but the direct term, a random direction, and differences of whole runs.
+"""What an estimator must beat: nothing at all, nothing but the direct term, a random direction, and differences of whole
+runs.
 
 All are pullbacks, like the estimators they are compared with. So the two that rerun the stage differentiate
 <c, end(lam)> with the cotangent c fixed at the recorded end, that is, the outer loss *linearised* there. Only so do
@@ -10,6 +11,7 @@ more than the difference itself is off.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -42,6 +44,16 @@ class Direct:
             outcome=Outcome.APPROXIMATE,
             cost=Cost(gradients=asked),
         )
+
+
+@dataclass(frozen=True)
+class Plain(Direct):
+    """Zero, the direct term included: plain training, which moves no hyperparameter.
+
+    So that a comparison has it as a row among the others, at the cost of looking at the losses.
+    """
+
+    without_direct: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ class Pullback:
 class Estimator(Protocol):
     """An approximate pullback of a stage: frozen, keyword-built, pure.
 
-    Optional: ``every``, the spacing of the states it wants recorded (see `run`).
+    Optional: ``every``, the spacing of the states it wants recorded (see `run`); ``without_direct``, True if at the last
+    stage the direct outer gradient is left out, too (plain training).
     """
 
     @property
@@ -209,6 +210,8 @@ def hypergradient(
             "loss (in a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll"
         )
     indirect, direct = tree.fill(indirect, hparams), tree.fill(direct, hparams)
+    if getattr(estimators[-1], "without_direct", False):
+        direct = tree.zeros_like(direct)
     return Hypergradient(
         hparams=tree.add(direct, indirect),
         value=value,

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Literal, NamedTuple
 
 from . import tree
-from .baselines import Direct, Evolution, FiniteDifference, Random
+from .baselines import Direct, Evolution, FiniteDifference, Plain, Random
 from .errors import HypergradientError
 from .estimator import Estimator
 from .forward import Forward
@@ -240,10 +240,15 @@ registry.register(
           rule_hparams=True, max_hparams=64),
 )  # fmt: skip
 registry.register(
-    "evolution", Evolution(),
+    "evolution", Evolution(pairs=4),
     Claim(of="derivative of the run smoothed over lam", citation="Salimans et al. 2017; Metz et al. 2019",
-          target="run", bias="squared error (n + 1) / 16 of n hyperparameters; O(sigma^2) of the smoothing",
+          target="run", bias="squared error (n + 1) / 4 of n hyperparameters; O(sigma^2) of the smoothing",
           rule_hparams=True),
+)  # fmt: skip
+registry.register(
+    "plain", Plain(),
+    Claim(of="zero: plain training, no hyperparameter moves", citation="baseline", target="direction",
+          bias="leaves out everything", scale="none", stages=None, rule_hparams=True, control=True),
 )  # fmt: skip
 registry.register(
     "direct", Direct(),

@@ -147,7 +147,7 @@ def _finite_difference(problem: Problem, hparams: Tree) -> Tree:
     return value.answer(torch.stack(slopes))
 
 
-def _evolution(problem: Problem, hparams: Tree, pairs: int = 16, sigma: float = 1e-2) -> Tree:
+def _evolution(problem: Problem, hparams: Tree, pairs: int = 4, sigma: float = 1e-2) -> Tree:
     value, lam = _Linearised(problem, hparams), flatten(hparams)
     draws = torch.stack(_draws(problem, *[len(lam)] * pairs))
     differences = torch.stack([value(lam + sigma * u) - value(lam - sigma * u) for u in draws])
@@ -219,6 +219,7 @@ DEFINITIONS: dict[str, Definition] = {
     "greedy": lambda p, h: long_graph(p, h, cut=p.stages[0].steps - 1),
     "finite-difference": _finite_difference,
     "evolution": _evolution,
+    "plain": lambda p, h: {k: torch.zeros_like(x) for k, x in h.items()},
     "direct": _direct,
     "random": _random,
     "tartan": lambda p, h: _tartan(p, h, cosine=True),

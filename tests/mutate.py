@@ -178,8 +178,8 @@ MUTATIONS = [
              "NAdam's product of momenta taken for a constant"),
     Mutation("adadelta-order", "rules/adadelta.py", 'step = self._scaled(grad, square, slots["acc_delta"])',
              'step = self._scaled(grad, square, average(grad * grad, slots["acc_delta"], self.rho))', "Adadelta's second average, one step late"),
-    Mutation("adamax-tie", "rules/adamax.py", "norm = larger(self.beta2", "norm = torch.maximum(self.beta2",
-             "on a tie half of the derivative (maximum)"),
+    Mutation("adamax-eps", "rules/adamax.py", "norm = larger(self.beta2 * slots[\"exp_inf\"], grad.abs() + self.eps)",
+             "norm = larger(self.beta2 * slots[\"exp_inf\"], grad.abs())", "eps left out of Adamax's norm"),
 ]  # fmt: skip
 
 

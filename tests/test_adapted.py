@@ -119,6 +119,13 @@ def test_a_negative_preconditioner_is_reported(solver: Any) -> None:
     assert solver(product(H), C, given(torch.diag(d))).outcome is Outcome.NOT_POSITIVE
 
 
+def test_a_preconditioner_that_shows_as_negative_only_later_is_no_convergence() -> None:
+    d, b = DIAGONAL.clone(), flatten(C)
+    d[3], b[3] = -50.0, 0.0  # the first residual does not see it
+    found = CG(steps=8)(product(H), unflatten(b, C), given(torch.diag(d)))
+    assert found.outcome is Outcome.NOT_POSITIVE
+
+
 @pytest.mark.parametrize("solver", [CG(steps=8), Neumann(steps=2000, lr=0.1)])
 def test_where_the_preconditioner_is_zero_the_solution_stays_zero_and_the_rest_is_solved(solver: Any) -> None:
     d = torch.ones(8, dtype=F64)

@@ -21,6 +21,7 @@ from estimators import (
     NonFiniteError,
     NotApplicableError,
     Outcome,
+    Plain,
     Problem,
     Random,
     Stage,
@@ -244,3 +245,12 @@ def test_a_random_direction_is_one() -> None:
     longer = PROBLEMS["biased_regression"].make(cond=5.0, dim=6, steps=4)
     a, b = (flatten(estimate(p, Random()).hparams) for p in (problem, longer))
     assert abs(float(a @ b / a.norm() / b.norm())) < 0.99
+
+
+def test_plain_training_is_zero_even_where_the_outer_loss_reads_a_hyperparameter() -> None:
+    problem = toy()
+    direct, plain = (estimate(problem, e) for e in (Direct(), Plain()))
+    assert flatten(direct.hparams).norm() > 0
+    assert not flatten(plain.hparams).any()
+    assert not flatten(plain.direct).any()
+    assert float(plain.value) == float(direct.value)

@@ -62,7 +62,7 @@ def setup(name: str, which: str) -> tuple[Problem, tuple[Estimator, ...], list[A
     return p, chosen, run_stages(p.stages, p.start, p.hparams, chosen)
 
 
-FREE = {"greedy", "direct", "random"}
+FREE = {"greedy", "plain", "direct", "random"}
 """These take nothing beside the outer gradient (and a look at what the loss reads)."""
 
 

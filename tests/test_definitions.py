@@ -60,7 +60,7 @@ UNDEFINED |= {(e, "adam with decay") for e in IMPLICIT}
 # Conjugate gradients want a positive definite Hessian, which 13 steps of these do not reach; and what does not look at
 # the rule is held to its definition by the rules above.
 SLOW = {"radam", "adamax", "adagrad", "adafactor", "lamb", "muon", "adadelta", "rmsprop", "amsgrad", "nadam"}
-UNDEFINED |= {(e, r) for e in ("cg", "adapted-cg", "nystrom", "direct", "random", "evolution") for r in SLOW}
+UNDEFINED |= {(e, r) for e in ("cg", "adapted-cg", "nystrom", "plain", "direct", "random", "evolution") for r in SLOW}
 # The definition of the adapted series here is that of a diagonal D; that of T1-T2 has one learning rate.
 UNDEFINED |= {("adapted-neumann", r) for r in ("adafactor", "lamb", "muon")} | {("t1t2", "muon")}
 
@@ -79,10 +79,10 @@ def test_agrees_with_its_definition(name: str, rule: str) -> None:
     problem = toy(RULES[rule], steps=13)
     got = estimate(problem, name)
     want = DEFINITIONS[name](problem, problem.hparams)
-    error = (flatten(got.hparams) - flatten(want)).norm() / flatten(want).norm()
     # The adapted derivative cancels where |g| is small against eps; a difference quotient loses half the digits of
     # nothing here, since alpha = 1.
-    assert float(error) < 1e-9, (name, rule, float(error))
+    error = float((flatten(got.hparams) - flatten(want)).norm())
+    assert error <= 1e-9 * float(flatten(want).norm()), (name, rule, error)
     assert torch.allclose(flatten(got.direct) + flatten(got.indirect), flatten(got.hparams), rtol=0, atol=0)
 
 

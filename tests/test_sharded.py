@@ -61,4 +61,4 @@ def test_two_ranks_equal_one(name: str, answers: list[dict[str, torch.Tensor]]) 
     whole = flatten(estimate(whole_problem(name), name).hparams)
     for got in answers:
         # sama's central difference is a nonlinear function of a mean over the shards: the same, up to rounding
-        assert float((got[name] - whole).norm() / whole.norm()) < 1e-9
+        assert float((got[name] - whole).norm()) <= 1e-9 * float(whole.norm())
