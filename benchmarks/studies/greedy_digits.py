@@ -127,10 +127,10 @@ def claims(rows: list[Row]) -> list[Claimed]:
             holds=complete and all(c["guided"] > c["start"] for c in compared.values()),
         ),
         Claimed(
-            text="It comes within 3 points of the best static rate of the grid, for every rule (as guided learning does against "
-            "a search in table 2 of Lichtarge et al.)",
+            text="It does not reach the best static rate of the grid: more than 3 points below it, for every rule. (In table 2 of "
+            "Lichtarge et al. guided learning matches a search; here greed lowers the rate too early)",
             measured=shown,
-            holds=complete and all(c["guided"] > c["best"] - 0.03 for c in compared.values()),
+            holds=complete and all(c["guided"] < c["best"] - 0.03 for c in compared.values()),
         ),
     ]
 
