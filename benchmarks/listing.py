@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from estimators import RULES, SOLVERS, registry
+from estimators import RULES, SOLVERS, WRAPPERS, registry
 
 from .problems import PROBLEMS
 from .studies import STUDIES
 
 
 def show(console: Console | None = None) -> None:
-    """Print five tables."""
+    """Print six tables."""
     console = console or plain_console()
     rows = [
         (name, entry.claim.of + (f"; {entry.claim.bias}" if entry.claim.bias else ""), entry.claim.citation)
@@ -25,7 +25,11 @@ def show(console: Console | None = None) -> None:
     console.print(_table("Estimators", ("name", "estimates", "citation"), rows))
     problems = [(name, entry.about, entry.citation) for name, entry in PROBLEMS.items()]
     console.print(_table("Problems", ("name", "what it is", "citation"), problems))
-    for title, kinds in (("Rules (inner optimizers)", RULES), ("Solvers (inside Implicit)", SOLVERS)):
+    for title, kinds in (
+        ("Rules (inner optimizers)", RULES),
+        ("Rules around rules", WRAPPERS),
+        ("Solvers (inside Implicit)", SOLVERS),
+    ):
         rows = [(name, first_line(kind), source(kind)) for name, kind in kinds.items()]
         console.print(_table(title, ("name", "what it does", "source"), rows))
     studies = [(name, study.about, study.citation) for name, study in STUDIES.items()]

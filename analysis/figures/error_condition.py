@@ -35,7 +35,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         for title, value, bound in (
             ("differentiating the run", "relative_error", "bound_error"),
             ("implicit differentiation", "relative_error", "bound_error"),
-            ("identity for the inverse", "angle", "bound_angle"),
+            ("a direction only", "angle", "bound_angle"),
         )
     ]
     panels = [p for p in panels if p[1]]
@@ -75,7 +75,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
 def _family(name: str, rows: pd.DataFrame) -> str:
     if name in RUN or (rows["target"] == "run").any():
         return "differentiating the run"
-    return "implicit differentiation" if (rows["scale"] == "true").any() else "identity for the inverse"
+    return "implicit differentiation" if (rows["scale"] == "true").any() else "a direction only"
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, members: Sequence[str], value: str, bound: str, names: list[str]) -> None:
