@@ -10,7 +10,6 @@ from estimators import Problem, estimate, hypergradient, per_stage, registry, ru
 
 from .network import network
 
-
 OTHERS: dict[str, dict[str, int]] = {"two_stage_quadratic": {}, "one_step_rule": {}, "digits_tasks": {"hidden": 4}}
 """For estimators that the network is not for. asv compares an estimator with its own past, so problems may differ."""
 
