@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
-from .parts import coupled, earlier_averages
+from .parts import Betas, coupled, earlier_averages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Adam:
+class Adam(Betas):
     """m' = b1 m + (1-b1) g;  s' = b2 s + (1-b2) g^2;  theta' = theta - lr/(1-b1^t) m' / (sqrt(s'/(1-b2^t)) + eps).
 
     The square root has an infinite slope at 0. A coordinate whose second moment is exactly 0 has never received
@@ -43,15 +43,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})
-        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
-
-    @property
-    def beta1(self) -> Scalar:
-        return self.betas[0]
-
-    @property
-    def beta2(self) -> Scalar:
-        return self.betas[1]
+        self._check_betas()
 
     def init(self, param: Tensor) -> Slots:
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if self.amsgrad else [])]

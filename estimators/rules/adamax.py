@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields, undo
-from .parts import UnlessCoupled, average, coupled, larger, where_live
+from .parts import Betas, UnlessCoupled, average, coupled, larger, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Adamax:
+class Adamax(Betas):
     """m' = b1 m + (1-b1) g;  u' = max(b2 u, |g| + eps);  theta' = theta - lr/(1-b1^t) m' / u'.
 
     Where u' is no more than eps no gradient ever came: the derivative is defined as 0 there, as in `Adam`.
@@ -38,15 +38,7 @@ class Adamax:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})
-        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
-
-    @property
-    def beta1(self) -> Scalar:
-        return self.betas[0]
-
-    @property
-    def beta2(self) -> Scalar:
-        return self.betas[1]
+        self._check_betas()
 
     def init(self, param: Tensor) -> Slots:
         return {name: param.new_zeros(param.shape) for name in ("exp_avg", "exp_inf")}

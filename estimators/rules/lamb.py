@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
-from .parts import averages, coupled, root, where_live
+from .parts import Betas, averages, coupled, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LAMB:
+class LAMB(Betas):
     """r = mhat / (sqrt(shat) + eps) + weight_decay theta;  theta' = theta - lr (||theta|| / ||r||) r, leaf by leaf.
 
     mhat, shat are Adam's moments with bias correction. The paper's phi is the identity. It leaves open what happens if
@@ -41,15 +41,7 @@ class LAMB:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})
-        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
-
-    @property
-    def beta1(self) -> Scalar:
-        return self.betas[0]
-
-    @property
-    def beta2(self) -> Scalar:
-        return self.betas[1]
+        self._check_betas()
 
     def init(self, param: Tensor) -> Slots:
         return {name: param.new_zeros(param.shape) for name in ("exp_avg", "exp_avg_sq")}

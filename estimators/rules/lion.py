@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
-from .parts import average, decoupled
+from .parts import Betas, average, decoupled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lion:
+class Lion(Betas):
     """theta' = theta - lr (sign(b1 m + (1-b1) g) + weight_decay theta);  m' = b2 m + (1-b2) g.
 
     Its derivative with respect to the gradient is zero almost everywhere, so estimators that differentiate the rule refuse
@@ -38,15 +38,7 @@ class Lion:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "weight_decay": 0.0})
-        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
-
-    @property
-    def beta1(self) -> Scalar:
-        return self.betas[0]
-
-    @property
-    def beta2(self) -> Scalar:
-        return self.betas[1]
+        self._check_betas()
 
     def init(self, param: Tensor) -> Slots:
         return {"exp_avg": param.new_zeros(param.shape)}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields, undo
-from .parts import UnlessCoupled, averages, coupled, decoupled, earlier_averages, root, where_live
+from .parts import Betas, UnlessCoupled, averages, coupled, decoupled, earlier_averages, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NAdam:
+class NAdam(Betas):
     """theta' = theta - lr [ (1-mu_t)/(1-P_t) g + mu_{t+1}/(1-P_{t+1}) m' ] / (sqrt(s'/(1-b2^t)) + eps).
 
     mu_t = b1 (1 - 0.96^(t momentum_decay) / 2), P_t = mu_1 ... mu_t; m', s' are Adam's moments. P is a slot, so that b1 and
@@ -43,15 +43,7 @@ class NAdam:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0, "momentum_decay": 0.0})
-        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
-
-    @property
-    def beta1(self) -> Scalar:
-        return self.betas[0]
-
-    @property
-    def beta2(self) -> Scalar:
-        return self.betas[1]
+        self._check_betas()
 
     def _mu(self, t: int) -> Scalar:
         return self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))

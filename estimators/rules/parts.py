@@ -9,7 +9,24 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .base import Scalar, Slots, undo
+from .base import Scalar, Slots, check_fields, undo
+
+
+class Betas:
+    """The two decay rates of Adam and its kin, each in [0, 1)."""
+
+    betas: tuple[Scalar, Scalar]
+
+    @property
+    def beta1(self) -> Scalar:
+        return self.betas[0]
+
+    @property
+    def beta2(self) -> Scalar:
+        return self.betas[1]
+
+    def _check_betas(self) -> None:
+        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
 
 
 def coupled(grad: Tensor, weight_decay: Scalar, param: Tensor) -> Tensor:

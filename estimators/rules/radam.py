@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
-from .parts import averages, choose, coupled, decoupled, earlier_averages, root, where_live
+from .parts import Betas, averages, choose, coupled, decoupled, earlier_averages, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RAdam:
+class RAdam(Betas):
     """theta' = theta - lr mhat r_t sqrt(1-b2^t) / (sqrt(s') + eps) if rho_t > 5, else theta - lr mhat.
 
     mhat = m'/(1-b1^t), rho_inf = 2/(1-b2) - 1, rho_t = rho_inf - 2 t b2^t/(1-b2^t), and r_t^2 =
@@ -41,15 +41,7 @@ class RAdam:
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})
-        check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
-
-    @property
-    def beta1(self) -> Scalar:
-        return self.betas[0]
-
-    @property
-    def beta2(self) -> Scalar:
-        return self.betas[1]
+        self._check_betas()
 
     def init(self, param: Tensor) -> Slots:
         return {name: param.new_zeros(param.shape) for name in ("exp_avg", "exp_avg_sq")}
