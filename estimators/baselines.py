@@ -91,7 +91,8 @@ class Random:
 class FiniteDifference:
     """(<c, end(lam + h e_i)> - <c, end(lam - h e_i)>) / 2h for every scalar lam_i, by running the stage again.
 
-    The only one that needs no derivative of anything: it sees hyperparameters in the rule, rules without derivative
+    The outer loss is linearised at the recorded end: c is its gradient there, and it is not evaluated at the shifted ends. The
+    only estimator that needs no derivative of the run: it sees hyperparameters in the rule, rules without derivative
     (as far as a difference shows anything there) and what the loss detaches. Random draws are those of the run, if
     `Stage.seed` makes them a function of the step. A leaf whose every entry leaves the end the same, to the bit, has no
     influence that could be seen, and is missing.
@@ -161,8 +162,9 @@ class FiniteDifference:
 class Evolution:
     """Mean over ``pairs`` draws of <c, end(lam + sigma u) - end(lam - sigma u)> / 2 sigma u, u standard normal.
 
-    Antithetic evolution strategies (Salimans et al. 2017; Metz et al. 2019): unbiased for the gradient of
-    E_u <c, end(lam + sigma u)>, the smoothed run. Where <c, end> is linear in lam with slope g, the squared error is
+    Antithetic evolution strategies (Salimans et al. 2017; Metz et al. 2019), but of the outer loss linearised at the recorded
+    end: unbiased for the gradient of E_u <c, end(lam + sigma u)>, the smoothed run, and not of E_u M(end(lam + sigma u)), the
+    smoothed outer loss. Where <c, end> is linear in lam with slope g, the squared error is
     (n + 1) / pairs ||g||^2 in the mean, n the number of hyperparameters. Draws depend on the seed and on the step at
     which the stage ends.
 

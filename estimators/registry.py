@@ -236,12 +236,13 @@ registry.register(
 )  # fmt: skip
 registry.register(
     "finite-difference", FiniteDifference(),
-    Claim(of=_RUN, citation="central differences", target="run", bias="O(step^2) of the difference, and rounding",
-          rule_hparams=True, max_hparams=64),
+    Claim(of="differences of whole runs, outer loss linearised at the end", citation="central differences", target="run",
+          bias="O(step^2) of the difference and of the linearisation, and rounding", rule_hparams=True, max_hparams=64),
 )  # fmt: skip
 registry.register(
     "evolution", Evolution(pairs=4),
-    Claim(of="derivative of the run smoothed over lam", citation="Salimans et al. 2017; Metz et al. 2019",
+    Claim(of="derivative of the run smoothed over lam, outer loss linearised at the end",
+          citation="Salimans et al. 2017; Metz et al. 2019",
           target="run", bias="squared error (n + 1) / 4 of n hyperparameters; O(sigma^2) of the smoothing",
           rule_hparams=True),
 )  # fmt: skip
