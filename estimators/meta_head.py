@@ -9,6 +9,7 @@ training examples of the end task, and is a constant to the outer gradient:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,16 +37,23 @@ class RidgeFit:
         penalty: c > 0, of the *sum* of squares.
 
     Raises:
-        HypergradientError: the penalty is not positive.
+        HypergradientError: the penalty is not positive and finite. When called: the targets are no matrix of numbers.
     """
 
     penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.penalty <= 0:
-            raise HypergradientError(f"RidgeFit(penalty={self.penalty}): must be positive, F'F alone may be singular")
+        if not 0 < self.penalty < math.inf:
+            raise HypergradientError(
+                f"RidgeFit(penalty={self.penalty}): must be positive and finite, F'F alone may be singular"
+            )
 
     def __call__(self, features: Tensor, targets: Tensor) -> Tree:
+        if targets.ndim != 2 or len(targets) != len(features):
+            raise HypergradientError(
+                f"RidgeFit: targets of shape {tuple(targets.shape)} for {len(features)} examples: give a matrix (m, outputs); "
+                "class indices as torch.nn.functional.one_hot(targets, classes), a single output as targets[:, None]"
+            )
         eye = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)
         gram = features.mT @ features + self.penalty * eye
         return {"weight": torch.linalg.solve(gram, features.mT @ targets.to(features.dtype)).mT}

@@ -133,9 +133,17 @@ def test_it_is_a_pure_function_of_the_body(outer: MetaHead) -> None:
     assert losses[0] == pytest.approx(float(fitted), rel=1e-14)
 
 
-def test_a_penalty_must_be_positive() -> None:
-    with pytest.raises(HypergradientError, match="penalty=0"):
-        RidgeFit(penalty=0.0)
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_penalty_must_be_positive(penalty: float) -> None:
+    with pytest.raises(HypergradientError, match=f"penalty={penalty}"):
+        RidgeFit(penalty=penalty)
+
+
+@pytest.mark.parametrize("targets", [classes(0, 30), draw(3, 30), draw(3, 29, 2), draw(3, 30, 2, 1)])
+def test_ridge_targets_must_be_a_matrix(targets: Tensor) -> None:
+    outer = ridge(train=(TRAIN[0], targets))
+    with pytest.raises(HypergradientError, match=r"give a matrix \(m, outputs\); class indices as .*one_hot"):
+        outer(BODY, {})
 
 
 @pytest.mark.parametrize("head", ["ridge", "steps"])
