@@ -25,13 +25,16 @@ from estimators import (
     Estimator,
     Hypergradient,
     HypergradientError,
+    MultiTask,
     Problem,
     Stage,
     State,
     Tree,
     hypergradient,
+    per_stage,
     run,
 )
+from estimators.estimate import Choice
 from estimators.estimator import ExtraUpdate, Outer
 from estimators.tree import detach, norm, select
 
@@ -99,7 +102,7 @@ class Online:
 
 def train_online(
     problem: Problem,
-    estimator: Estimator,
+    estimator: Choice | Sequence[Choice],
     meta: Meta | None = None,
     *,
     steps: int,
@@ -114,7 +117,8 @@ def train_online(
 
     Args:
         problem: of one stage, whose own number of steps is ignored; its stream is asked for the *global* step.
-        estimator: pullback of a block. `Unroll` with ``last=None`` differentiates the whole block.
+        estimator: pullback of a block, or what `per_stage` takes for one stage, such as a registered name. `Unroll` with
+            ``last=None`` differentiates the whole block.
         meta: makes the meta optimizer; its state lives through the whole training. None only if nothing is updated.
         steps: in all; the last block is shorter if the horizon does not divide them.
         horizon: steps a block.
@@ -127,7 +131,8 @@ def train_online(
 
     Raises:
         HypergradientError: a setting is out of range, the problem has several stages, ``meta`` is missing,
-            ``apply_extra`` of an estimator that proposes no extra move; and as `run` and `hypergradient`.
+            ``apply_extra`` of an estimator that proposes no extra move; and as `per_stage`, `run` and `hypergradient`.
+        KeyError: as `per_stage`.
         NonFiniteError: as `run` and `hypergradient`.
     """
     if len(problem.stages) != 1:
@@ -136,7 +141,7 @@ def train_online(
         raise HypergradientError(f"steps={steps}, horizon={horizon}, warmup={warmup}: at least 1, 1 and 0")
     if update_hparams and meta is None:
         raise HypergradientError("meta=None: give a meta optimizer, such as lambda x: torch.optim.Adam(x, lr=1e-2)")
-    (stage,) = problem.stages
+    (stage,), (estimator,) = problem.stages, per_stage(estimator, 1)
     hparams = {k: x.detach().clone() for k, x in problem.hparams.items()}
     optimizer = meta(list(hparams.values())) if meta is not None and update_hparams else None
     state = problem.start if isinstance(problem.start, State) else stage.initial(problem.start, hparams)
@@ -175,12 +180,14 @@ def train_online(
     return Online(end=state, hparams=detach(hparams), blocks=blocks)
 
 
-def hold(problem: Problem, names: Collection[str]) -> Problem:
-    """The same problem with the hyperparameters ``names`` as constants, at the values that they have.
+def hold(problem: Problem, names: str | Collection[str]) -> Problem:
+    """The same problem with the hyperparameters ``names`` (or the one of that name) as constants, at the values that they
+    have. A `MultiTask` loss stays one, unless it is its own weights that are held.
 
     Raises:
         HypergradientError: one of them is no hyperparameter of the problem, or none is left.
     """
+    names = [names] if isinstance(names, str) else names
     held, free = select(problem.hparams, names), {k: x for k, x in problem.hparams.items() if k not in names}
     if len(held) < len(set(names)) or not free:
         raise HypergradientError(
@@ -189,6 +196,8 @@ def hold(problem: Problem, names: Collection[str]) -> Problem:
 
     def fixed(stage: Stage) -> Stage:
         rule = (lambda h: stage.bind({**held, **h})) if stage.rule_reads_hparams else stage.rule
+        if isinstance(stage.loss, MultiTask) and stage.loss.logits not in held:  # it reads no other
+            return replace(stage, rule=rule)
         return replace(stage, loss=lambda p, h, batch: stage.loss(p, {**held, **h}, batch), rule=rule)
 
     return Problem(

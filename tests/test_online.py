@@ -18,9 +18,12 @@ from estimators import (
     Greedy,
     HypergradientError,
     Momentum,
+    MultiTask,
     NonFiniteError,
+    NotApplicableError,
     Problem,
     Stage,
+    Tartan,
     Tree,
     Unroll,
     estimate,
@@ -230,3 +233,34 @@ def test_held_hyperparameters_stay_and_the_others_feel_them() -> None:
     for names in (["a", "target"], ["b"]):
         with pytest.raises(HypergradientError, match="whose hyperparameters are"):
             hold(problem, names)
+
+
+def test_one_name_is_held_as_a_list_of_it() -> None:
+    assert set(hold(drifting(), "target").hparams) == {"a"}
+    with pytest.raises(HypergradientError, match=r"hold\(\['b'\]\).*whose hyperparameters are \['a', 'target'\]"):
+        hold(drifting(), "b")
+
+
+def test_a_multitask_loss_stays_one_unless_its_own_weights_are_held() -> None:
+    tasks = {"one": lambda p, b: (p["w"] - 1).square().sum(), "two": lambda p, b: (p["w"] + b).square().sum()}
+    start = {"w": torch.zeros(2, dtype=F64)}
+    lam = {"task_logits": torch.tensor([0.3, 0.1], dtype=F64), "extra": torch.tensor(2.0, dtype=F64)}
+    problem = Problem(
+        "tasks", [Stage(MultiTask(tasks), SGD(lr=0.1), lambda t: torch.tensor(0.5, dtype=F64), 2)],
+        lambda p, h: h["extra"] * (p["w"] - 1).square().sum(), start, lam,
+    )  # fmt: skip
+    found = estimate(hold(problem, "extra"), Tartan())
+    assert torch.equal(found.hparams["task_logits"], estimate(problem, Tartan()).hparams["task_logits"])
+    with pytest.raises(NotApplicableError, match="MultiTask"):
+        estimate(hold(problem, "task_logits"), Tartan())
+
+
+def test_an_estimator_may_be_named() -> None:
+    named, given = (train_online(drifting(), e, sgd(0.1), steps=3) for e in ("unroll", Unroll()))
+    assert named.rows() == given.rows()
+    with pytest.raises(HypergradientError, match="2 estimators for 1 stages"):
+        train_online(drifting(), ("unroll", Unroll()), sgd(0.1), steps=3)
+    with pytest.raises(KeyError, match="unrol"):
+        train_online(drifting(), "unrol", sgd(0.1), steps=3)
+    with pytest.raises(HypergradientError, match="Unroll is a class"):
+        train_online(drifting(), Unroll, sgd(0.1), steps=3)  # type: ignore[arg-type]
