@@ -12,7 +12,7 @@ from torch import Tensor
 from . import tree
 from .errors import NotApplicableError
 from .products import leaves
-from .rules import AnyRule, Slots, can_rewind, init_tree, leaf_rules, rewind_tree, step_tree
+from .rules import AnyRule, Slots, can_rewind, declares, init_tree, leaf_rules, rewind_tree, step_tree
 from .solvers import Preconditioner
 from .stage import Record, Stage
 from .state import State
@@ -126,8 +126,8 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
         if not tree.any_nonzero(pull_rule(stage, before, hparams, grads, ones, {}).grads):
             raise NotApplicableError(
                 f"the update of {names_of(stage.bind(hparams), grads, before.step)} has no derivative with respect to its gradient, or zero in every "
-                "coordinate (a sign, a detached gradient; Adam's first step nearly is one): no estimator can "
-                "differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
+                "coordinate (a sign, a detached gradient, a learning rate of 0; Adam's first step nearly is one): no "
+                "estimator can differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
             )
     return adapted
 
@@ -144,7 +144,7 @@ def adaptation(stage: Stage, record: Record, hparams: Tree) -> Preconditioner:
     diagonal = tree.scale(adapt(stage, record, hparams, ones), -1.0)  # also asks whether there is a derivative at all
     rule = stage.bind(hparams)
     rules = leaf_rules(rule, diagonal, record.end.step - 1).values()
-    if not getattr(rule, "transforms", False) and all(getattr(r, "diagonal", False) for r in rules):
+    if not getattr(rule, "transforms", False) and all(declares(r, "diagonal") for r in rules):
         return Preconditioner(lambda c: {k: diagonal[k] * x for k, x in c.items()}, symmetric=True)
     rest = tree.zeros_like(record.end.params)
     return Preconditioner(lambda c: tree.scale(adapt(stage, record, hparams, {**rest, **c}), -1.0), symmetric=False)

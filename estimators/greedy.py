@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import tree
-from .adaptation import pull_rule, rule_hparams, state_before_last
-from .errors import NotApplicableError
+from .adaptation import pull_rule, rule_hparams
+from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
 from .influence import loss_hparams
 from .solvers import Outcome
@@ -29,7 +29,7 @@ class Greedy:
 
     @property
     def tail(self) -> int:
-        return 0
+        return 1
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
         """See `Estimator`.
@@ -37,6 +37,7 @@ class Greedy:
         Raises:
             NotApplicableError: no step was taken, no hyperparameter sits in the rule, the loss reads one, or the rule
                 declares that it has no derivative.
+            HypergradientError: the state before the last step was not recorded.
         """
         if record.grad is None:
             raise NotApplicableError(
@@ -47,7 +48,10 @@ class Greedy:
                 f"no hyperparameter sits in the rule, {type(stage.rule).__name__}, and Greedy sees no others: give "
                 "Stage(rule=...) a function of hparams, or use Unroll"
             )
-        before = state_before_last(stage, record, hparams)
+        before = record.states.get(record.end.step - 1)
+        if before is None:
+            # a step taken back loses the slots whose decay is 0: harmless to du/dg, not to the derivative for the decay
+            raise HypergradientError("the state before the last step was not recorded: run(..., tail=1), every=1")
         read = loss_hparams(stage, before.params, hparams, before.step)
         if read:
             raise NotApplicableError(
@@ -57,4 +61,9 @@ class Greedy:
         found = pull_rule(stage, before, hparams, record.grad, cotangent, {}).hparams
         if len(found) < len(hparams):
             found = {**tree.zeros_like(tree.select(hparams, rule_hparams(stage, record.end, hparams))), **found}
-        return Pullback(hparams=stage.reduce(found), start=None, outcome=Outcome.APPROXIMATE, cost=Cost())
+        return Pullback(
+            hparams=stage.reduce(found),
+            start=None,
+            outcome=Outcome.APPROXIMATE,
+            cost=Cost(gradients=1, kept_bytes=tree.nbytes(before.params)),  # the pass that asks what the loss reads
+        )

@@ -91,7 +91,8 @@ class Implicit:
             solver, extra = _with_step(self.solver, {}, lambda v: matvec(d.apply(v)), b)
             solution = cast(Any, solver)(matvec, b, d)
         else:
-            solver, extra = _with_step(self.solver, rules, matvec, b)
+            varies = getattr(stage.rule, "varies", False)
+            solver, extra = _with_step(self.solver, {} if varies else rules, matvec, b)
             solution = solver(matvec, b)
         free = [k for k in params if k in stage.frozen]
         rows, mixed = mean_product(
@@ -172,13 +173,15 @@ def _any_positive(x: float | Tensor) -> bool:
 def _with_step(solver: Solver, rules: dict[str, Rule], matvec: Matvec, b: Tree) -> tuple[Solver, int]:
     """Give a series solver without ``lr`` one: the gradient step that all rules share, else 1 / lambda_max.
 
+    A rate of 0, and one that changes with the step (``rules`` is empty then), say nothing of where the run stopped.
+
     Returns:
         (solver, products spent on finding the step).
     """
     if not is_dataclass(solver) or getattr(solver, "lr", 0.0) is not None:
         return solver, 0
     steps = {None if (s := getattr(r, "gradient_step", None)) is None else float(s) for r in rules.values()}
-    step = steps.pop() if len(steps) == 1 else None
+    step = (steps.pop() if len(steps) == 1 else None) or None
     used = 0
     if step is None:
         v, top = b, tree.norm(b)

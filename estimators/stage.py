@@ -13,7 +13,7 @@ from torch import Tensor
 from . import tree
 from .errors import HypergradientError, NonFiniteError
 from .products import BoundLoss, gradients, leaves
-from .rules import AnyRule, can_rewind, init_tree, is_rule, leaf_rule, step_tree
+from .rules import AnyRule, can_rewind, check_leaves, init_tree, is_rule, leaf_rule, step_tree
 from .state import State
 from .tree import Tree
 
@@ -58,6 +58,11 @@ class Stage:
             raise HypergradientError(
                 f"Stage(rule={self.rule.__name__}) is a class: pass a rule, {self.rule.__name__}(...)"
             )
+        if not is_rule(self.rule) and not callable(self.rule):
+            raise HypergradientError(
+                f"Stage(rule={self.rule!r}) is no rule: pass one such as SGD(lr=0.1), Groups({{pattern: rule}}), or a function "
+                "hparams -> rule"
+            )
         object.__setattr__(self, "frozen", frozenset(self.frozen))
 
     @property
@@ -87,6 +92,7 @@ class Stage:
         """The state before the first step, with fresh slots."""
         with torch.enable_grad():
             rule = self.bind(leaves(hparams, hparams))
+            check_leaves(rule, params)
             slots = init_tree(rule, {k: params[k].detach().requires_grad_() for k in self.trained(params)}, 0)
         for k, s in slots.items():
             if any(x.requires_grad for x in s.values()):
@@ -278,6 +284,7 @@ def _check_start(stage: Stage, start: Tree | State, hparams: Tree) -> None:
         if missing:
             raise HypergradientError(f"State.slots lacks {sorted(missing)}: start from a dict of params instead")
         rule = stage.bind(hparams)
+        check_leaves(rule, params)
         for k, fresh in init_tree(rule, {k: params[k] for k in stage.trained(params)}, start.step).items():
             tree.check_slots(start.slots[k], f"State.slots[{k!r}]", fresh)
 

@@ -35,8 +35,8 @@ from .tree import Tree
 
 Group = Mapping[str, Any]
 
-IMPLEMENTATION = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "maximize", "initial_lr"}
-"""Keys of a parameter group that say how a step is computed, or belong to a scheduler, not what it is."""
+IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable", "maximize"}
+"""Settings that say how a step is computed, not what it is."""
 
 
 def _fields(kind: type, group: Group, *ignored: str, **changed: Any) -> Rule:
@@ -45,7 +45,7 @@ def _fields(kind: type, group: Group, *ignored: str, **changed: Any) -> Rule:
     known = names | IMPLEMENTATION | set(ignored) | changed.keys()
     if unknown := sorted(group.keys() - known):
         raise HypergradientError(
-            f"the parameter group holds {unknown}, which {kind.__name__} does not know: remove them, or write the rule"
+            f"the optimizer has the settings {unknown}, which {kind.__name__} does not know: write a rule that does"
         )
     values = {k: _plain(v) for k, v in group.items() if k in names - set(ignored)}
     rule: Rule = kind(**{**values, **changed})
@@ -108,7 +108,7 @@ class Live:
 
         Args:
             before: what was read before that last ``step()``. Needed by `T1T2`, and by `SAMA` for rules that cannot take a
-                step back (Adafactor, Muon).
+                step back: Adafactor, and RMSprop, Adagrad, Adadelta, NAdam and Adamax with coupled weight decay.
 
         Raises:
             HypergradientError: steps were taken and no parameter has a gradient, or ``before`` is not one step earlier.
@@ -148,7 +148,7 @@ def from_torch_optimizer(
 
     Raises:
         HypergradientError: an unknown optimizer or setting, ``maximize=True``, a parameter of the optimizer that is not in
-            ``params``, steps that are missing or contradict the optimizer's own count, or a state that does not fit.
+            ``params`` or stands there twice, steps that are missing or contradict the optimizer's own count, or a state that does not fit.
     """
     kind = type(optimizer)
     if kind not in TORCH_OPTIMIZERS:
@@ -160,12 +160,21 @@ def from_torch_optimizer(
     named = dict(params.named_parameters()) if isinstance(params, nn.Module) else dict(params)
     named = {k: p for k, p in named.items() if p.requires_grad}
     names = {id(p): k for k, p in named.items()}
+    if len(names) < len(named):
+        twice = sorted(k for k, p in named.items() if names[id(p)] != k)
+        raise HypergradientError(
+            f"params holds the same tensor under several names, {twice} among them: give each tensor once, as "
+            "dict(module.named_parameters()) does"
+        )
     rules: dict[str, Rule] = {}
     for i, group in enumerate(optimizer.param_groups):
         if group.get("maximize"):
             raise HypergradientError(f"parameter group {i} has maximize=True: minimise the negative loss instead")
-        rule = TORCH_OPTIMIZERS[kind](group)
+        # what is no setting of the optimizer was put there by a scheduler or the user, and moves nothing
+        rule = TORCH_OPTIMIZERS[kind]({k: v for k, v in group.items() if k in optimizer.defaults})
         for p in group["params"]:
+            if not p.requires_grad:
+                continue  # torch skips it: a constant
             if id(p) not in names:
                 raise HypergradientError(
                     f"parameter group {i} holds a parameter of shape {tuple(p.shape)} that is not among those of params with "
@@ -173,6 +182,12 @@ def from_torch_optimizer(
                 )
             rules[names[id(p)]] = rule
     rules = {k: rules[k] for k in named if k in rules}
+    if not rules:
+        raise HypergradientError(
+            "the optimizer holds no parameter with requires_grad: there is nothing to differentiate"
+        )
+    if steps is not None and not isinstance(steps, int):
+        raise HypergradientError(f"steps={steps!r}: give a whole number")
     found = {k: optimizer.state.get(named[k], {}) for k in rules}
     with torch.no_grad():
         start = {k: p.detach().clone() for k, p in named.items()}

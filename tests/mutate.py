@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from queue import Queue
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +131,7 @@ MUTATIONS = [
     Mutation("adapted-sign", "adaptation.py", "diagonal = tree.scale(adapt(stage, record, hparams, ones), -1.0)",
              "diagonal = adapt(stage, record, hparams, ones)", "sign of the adaptation as a preconditioner"),
     Mutation("adapted-as-diagonal", "adaptation.py",
-             'if not getattr(rule, "transforms", False) and all(getattr(r, "diagonal", False) for r in rules):', "if True:",
+             'if not getattr(rule, "transforms", False) and all(declares(r, "diagonal") for r in rules):', "if True:",
              "every rule's adaptation taken for a diagonal"),
     Mutation("young-silent", "adaptation.py", 'record.end.update_number(k) - 1 <= getattr(r, "settles", 0)', "False",
              "the first steps after a reset are not flagged"),
@@ -143,9 +145,9 @@ MUTATIONS = [
     Mutation("schedule-off-by-one", "rules/scheduled.py", "self.factor(step)", "self.factor(step + 1)", "the next step's rate"),
     Mutation("schedule-first-steps-asked", "adaptation.py", 'if getattr(rule, "varies", False) else (0,)', "if False else (0,)",
              "hyperparameters of a schedule's later pieces overlooked"),
-    Mutation("groups-last-pattern", "rules/groups.py", "for pattern in self.rules:", "for pattern in reversed(self.rules):",
+    Mutation("groups-last-pattern", "rules/groups.py", "(pattern for pattern in self.rules if", "(pattern for pattern in reversed(self.rules) if",
              "the last pattern wins"),
-    Mutation("greedy-no-moments", "greedy.py", "before = state_before_last(stage, record, hparams)",
+    Mutation("greedy-no-moments", "greedy.py", "before = record.states.get(record.end.step - 1)",
              "before = record.end._replace(step=record.end.step - 1)", "moments after the step for those before it"),
     Mutation("tartan-sign", "tartan.py", "slopes = -agreement.to(", "slopes = agreement.to(",
              "the minus that eqs. 7 to 9 have lost"),
@@ -158,8 +160,8 @@ MUTATIONS = [
     Mutation("live-subclass", "torch_optimizer.py", "kind = type(optimizer)\n    if kind not in",
              "kind = next((t for t in TORCH_OPTIMIZERS if isinstance(optimizer, t)), type(optimizer))\n    if kind not in",
              "a subclass read as its base (betty reads any name with Adam in it as Adam)"),
-    Mutation("live-first-group", "torch_optimizer.py", "rule = TORCH_OPTIMIZERS[kind](group)",
-             "rule = TORCH_OPTIMIZERS[kind](optimizer.param_groups[0])", "parameter groups ignored (betty's patch_optimizer)"),
+    Mutation("live-first-group", "torch_optimizer.py", "for k, v in group.items() if k in optimizer.defaults",
+             "for k, v in optimizer.param_groups[0].items() if k in optimizer.defaults", "parameter groups ignored (betty's patch_optimizer)"),
     Mutation("live-counts", "torch_optimizer.py", "return step, {k: step - n for k, n in taken.items() if n < step}", "return step, {}",
              "one step count for all leaves"),
     Mutation("lamb-ratio-constant", "rules/lamb.py", "trust = torch.where(scaled, size / torch.where(scaled, length, 1.0), 1.0)",
@@ -183,8 +185,13 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def _run(copy: Path) -> tuple[bool, str]:
-    tests = [f"tests/{t}.py" for t in TESTS if (copy / f"tests/{t}.py").exists()]
+def _run(copy: Path, near: str = "") -> tuple[bool, str]:
+    """Run the tests up to the first failure, those that share a word with the mutated file first."""
+    words = set(Path(near).stem.split("_")) | ({"rules"} if near.startswith("rules/") else set())
+    order = sorted(
+        TESTS, key=lambda t: not words & {w.rstrip("s") for w in t.split("_")} and not words & set(t.split("_"))
+    )
+    tests = [f"tests/{t}.py" for t in order if (copy / f"tests/{t}.py").exists()]
     out = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
         cwd=copy, env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
@@ -194,39 +201,46 @@ def _run(copy: Path) -> tuple[bool, str]:
 
 
 def _copy(folder: Path) -> Path:
-    copy = folder / "repo"
     for part in ("estimators", "benchmarks", "analysis", "tests"):
-        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", copy)
-    return copy
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def _try(m: Mutation, copies: Queue[Path]) -> tuple[bool, str]:
+    """Whether a test noticed, and the row of the report."""
+    copy, begin = copies.get(), time.monotonic()
+    target = copy / "estimators" / m.file
+    original = target.read_text()
+    target.write_text(original.replace(m.before, m.after))
+    caught, by = _run(copy, m.file)
+    target.write_text(original)
+    copies.put(copy)
+    verdict = "caught  " if caught else "SURVIVED"
+    print(f"{verdict} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True)
+    return caught, f"| `{m.name}` | `{m.file}` | {m.what} | {verdict.strip().lower()} | `{by}` |"
 
 
 def main(names: list[str]) -> int:
     chosen = [m for m in MUTATIONS if not names or m.name in names]
-    rows, survivors = [], 0
     for m in chosen:
         count = (ROOT / "estimators" / m.file).read_text().count(m.before)
         if count != 1:
             raise SystemExit(f"{m.name}: {m.before!r} stands {count} times in {m.file}; update it")
-    with tempfile.TemporaryDirectory() as folder:
-        copy = _copy(Path(folder))  # once: what is edited meanwhile has no influence
-        failed, by = _run(copy)
+    jobs = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        copies: Queue[Path] = Queue()
+        for i in range(jobs):  # made at once: what is edited meanwhile has no influence
+            copies.put(_copy(Path(folder) / str(i)))
+        failed, by = _run(first := copies.get())
+        copies.put(first)
         if failed:
             raise SystemExit(f"the suite fails without any mutation: {by}")
-        for m in chosen:
-            begin = time.monotonic()
-            target = copy / "estimators" / m.file
-            original = target.read_text()
-            target.write_text(original.replace(m.before, m.after))
-            caught, by = _run(copy)
-            target.write_text(original)
-            survivors += not caught
-            verdict = "caught  " if caught else "SURVIVED"
-            print(f"{verdict} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True)
-            rows.append(f"| `{m.name}` | `{m.file}` | {m.what} | {verdict.strip().lower()} | `{by}` |")
+        found = list(pool.map(lambda m: _try(m, copies), chosen))
+    survivors = sum(not caught for caught, _ in found)
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     if not names:
-        _report(rows, survivors)
+        _report([row for _, row in found], survivors)
     return 1 if survivors else 0
 
 

@@ -17,6 +17,7 @@ from estimators import (
     SGD,
     Adafactor,
     Adam,
+    ClipNorm,
     Dense,
     FixedPoint,
     HypergradientError,
@@ -142,6 +143,40 @@ def test_a_diverging_adapted_series_is_proven() -> None:
     d = torch.diag(DIAGONAL)
     lr = 2.2 / float(torch.linalg.eigvals(H @ d).abs().max())
     assert Neumann(steps=200, lr=lr)(product(H), C, given(d)).outcome is Outcome.DIVERGED
+
+
+def test_an_overflow_is_a_divergence() -> None:
+    d = torch.diag(DIAGONAL)
+    assert Neumann(steps=400, lr=1e3)(product(H), C, given(d)).outcome is Outcome.DIVERGED
+    assert Neumann(steps=400, lr=1e3)(product(H), C, given(MIXED)).outcome is Outcome.DIVERGED
+
+
+def test_a_growing_series_of_a_rule_that_mixes_coordinates_is_a_divergence() -> None:
+    lr = 2.5 / float(torch.linalg.eigvals(H @ MIXED).abs().max())
+    assert Neumann(steps=60, lr=lr)(product(H), C, given(MIXED)).outcome is Outcome.DIVERGED
+    assert Neumann(steps=60, lr=lr / 5)(product(H), C, given(MIXED)).outcome is Outcome.BUDGET
+    with pytest.raises(HypergradientError, match="diverges"):
+        estimate(toy(ClipNorm(Adam(lr=0.05), 1e3), steps=20), Implicit(Neumann(steps=60, lr=500.0), adapt=True))
+
+
+class Normalised(Adam):
+    """Mixes coordinates, whatever Adam says of itself."""
+
+    def update(self, grad: Tensor, slots: Any, t: int, param: Tensor) -> Any:
+        return super().update(grad / (1 + grad.norm()), slots, t, param)
+
+    rewind = property()  # as good as none: `hasattr` is False
+
+
+def test_a_subclass_does_not_inherit_the_promise_of_a_diagonal() -> None:
+    problem = toy(Normalised(lr=0.05, betas=(0.7, 0.9)), steps=13)
+    record = run(problem.stages[0], problem.start, problem.hparams)
+    made = adaptation(problem.stages[0], record, problem.hparams)
+    assert not made.symmetric
+    c = {k: torch.ones_like(x) for k, x in problem.start.items()}  # type: ignore[union-attr]
+    torch.testing.assert_close(
+        made.apply(c), {k: -x for k, x in adapt(problem.stages[0], record, problem.hparams, c).items()}
+    )
 
 
 # -- inside Implicit ------------------------------------------------------------------------------------------------

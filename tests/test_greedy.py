@@ -14,16 +14,19 @@ from benchmarks.problems import PROBLEMS
 from estimators import (
     LAMB,
     SGD,
+    Adadelta,
     Adafactor,
     Adam,
     AdamW,
     ClipNorm,
     Greedy,
     Groups,
+    HypergradientError,
     Lion,
     Momentum,
     NotApplicableError,
     Problem,
+    RMSprop,
     Stage,
     Tree,
     Unroll,
@@ -306,9 +309,37 @@ def test_hyperparameters_of_single_leaves() -> None:
     )
 
 
-def test_it_costs_nothing_beside_the_outer_gradient() -> None:
+def test_it_costs_one_pass_that_asks_what_the_loss_reads_and_one_kept_state() -> None:
     found = estimate(problem(adam, 5), Greedy())
-    assert (found.cost.products, found.cost.gradients, found.cost.kept_bytes) == (0, 0, 0)
+    assert (found.cost.products, found.cost.gradients, found.cost.kept_bytes) == (0, 1, 8 * (3 * 4 + 3))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda h: Momentum(lr=0.05, momentum=h["decay"]),
+        lambda h: Adam(lr=0.05, betas=(h["decay"], 0.9)),
+        lambda h: Adam(lr=0.05, betas=(0.9, h["decay"])),
+        lambda h: RMSprop(lr=0.05, alpha=h["decay"]),
+        lambda h: RMSprop(lr=0.05, momentum=h["decay"]),
+        lambda h: Adadelta(rho=h["decay"]),
+        lambda h: LAMB(lr=0.05, betas=(h["decay"], 0.9)),
+    ],
+    ids=["momentum", "adam b1", "adam b2", "rmsprop alpha", "rmsprop momentum", "adadelta", "lamb b1"],
+)
+def test_a_decay_of_zero_is_differentiated_like_any_other(rule: Any) -> None:
+    """The step taken back would lose the slot that such a decay multiplies, and with it the derivative."""
+    p = problem(rule, 6, {"decay": torch.tensor(0.0, dtype=F64)})
+    want = float(estimate(p, Unroll(last=1)).hparams["decay"])
+    assert want != 0.0
+    assert float(estimate(p, Greedy()).hparams["decay"]) == pytest.approx(want, rel=1e-10)
+
+
+def test_a_record_without_the_state_before_is_refused() -> None:
+    p = problem(lambda h: SGD(lr=h["a"]), 3, {"a": torch.tensor(0.1, dtype=F64)})
+    record = run(p.stages[0], p.start, p.hparams, tail=0)
+    with pytest.raises(HypergradientError, match=r"run\(..., tail=1\)"):
+        hypergradient(p.outer, p.stages, [Greedy()], [record], p.hparams)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(2, 1.34), (5, 1.03), (10, 0.91), (30, 0.34), (60, 0.027)])

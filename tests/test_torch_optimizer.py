@@ -213,9 +213,40 @@ def test_contradictions_are_named():
     optimizer.param_groups[0]["amsgrad"] = True
     with pytest.raises(HypergradientError, match="lacks.*max_exp_avg_sq"):
         from_torch_optimizer(optimizer, model)
-    optimizer.param_groups[0]["surprise"] = 1
+    optimizer.param_groups[0]["surprise"] = optimizer.defaults["surprise"] = 1
     with pytest.raises(HypergradientError, match="surprise"):
         from_torch_optimizer(optimizer, model)
+
+
+def test_what_schedulers_and_users_put_into_groups_moves_nothing():
+    """OneCycleLR adds four keys and changes betas; a frozen layer may stay in the optimizer."""
+    model = Net()
+    for p in model.alien.parameters():
+        p.requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer.param_groups[0]["name"] = "all"
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20)
+    for t in range(5):
+        optimizer.zero_grad()
+        criterion(model, HPARAMS, stream(t)).backward()
+        optimizer.step()
+        scheduler.step()
+    live = from_torch_optimizer(optimizer, model)
+    assert live.frozen == frozenset()
+    assert not any(k.startswith("alien") for k in live.state.params)
+    assert live.rule.lr == optimizer.param_groups[0]["lr"]
+    assert live.rule.betas == optimizer.param_groups[0]["betas"]
+
+
+def test_a_tensor_under_two_names_is_refused():
+    model = Net()
+    model.head.weight = model.body.weight
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(HypergradientError, match=r"same tensor under several names, \['body.weight'\]"):
+        from_torch_optimizer(optimizer, dict(model.named_parameters(remove_duplicate=False)))
+    assert "body.weight" in from_torch_optimizer(optimizer, model).state.params
+    with pytest.raises(HypergradientError, match="steps=2.5: give a whole number"):
+        from_torch_optimizer(optimizer, model, steps=2.5)
 
 
 def test_every_known_optimizer_is_tested():

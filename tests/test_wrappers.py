@@ -290,12 +290,48 @@ def test_steps_are_taken_back_where_all_leaves_can() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(HypergradientError, match="at least one rule"):
         Groups({})
-    with pytest.raises(HypergradientError, match=r"no pattern of \['body.\*'\] matches the leaf 'w'"):
-        run(toy(Groups({"body.*": SGD(lr=0.1)})).stages[0], toy().start, toy().hparams)
+    with pytest.raises(HypergradientError, match=r"no pattern of \['b\*'\] matches the leaf 'w'"):
+        run(toy(Groups({"b*": SGD(lr=0.1)})).stages[0], toy().start, toy().hparams)
     with pytest.raises(HypergradientError, match=r"ClipNorm\(max_norm=0\): must be positive"):
         ClipNorm(SGD(lr=0.1), 0)
     with pytest.raises(NotApplicableError, match="Lion, which moves 'w', declares differentiable=False"):
         estimate(toy(Groups({"w": Lion(lr=0.01), "*": SGD(lr=0.1)})), Unroll())
+
+
+def test_what_is_no_rule_is_named() -> None:
+    for make, text in (
+        (lambda: Groups({"*": SGD}), r"Groups\['\*'\]: SGD is a class"),
+        (lambda: Groups([SGD(lr=0.1)]), "give patterns"),  # type: ignore[arg-type]
+        (lambda: ClipNorm(SGD, 1.0), "ClipNorm: SGD is a class"),  # type: ignore[arg-type]
+        (lambda: ClipNorm(1.0, SGD(lr=0.1)), "ClipNorm: 1.0 is no rule"),  # type: ignore[arg-type]
+        (lambda: Scheduled(SGD, warm), "Scheduled: SGD is a class"),  # type: ignore[arg-type]
+        (lambda: Scheduled(SGD(lr=0.1), 0.5), "give a function of the step"),  # type: ignore[arg-type]
+        (lambda: toy({"*": SGD(lr=0.1)}), r"is no rule: pass one such as SGD\(lr=0.1\), Groups"),  # type: ignore[arg-type]
+        (lambda: Adam(betas=(0.9, 0.9, 0.9)), "give two rates"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(HypergradientError, match=text):
+            make()
+
+
+def test_a_pattern_for_no_leaf_is_refused() -> None:
+    for rule in (Groups({"wieghts": SGD(lr=0.1), "*": SGD(lr=0.2)}), Groups({"*": SGD(lr=0.1), "w*": SGD(lr=0.2)})):
+        for wrapped in (rule, Scheduled(rule, warm), ClipNorm(rule, 1.0)):
+            problem = toy(wrapped, steps=2)
+            with pytest.raises(HypergradientError, match="is the first to match none of the leaves"):
+                run(problem.stages[0], problem.start, problem.hparams)
+
+
+def test_frozen_leaves_need_no_rule() -> None:
+    problem = toy(Groups({"w": SGD(lr=0.1)}), steps=2)
+    run(replace(problem.stages[0], frozen=frozenset({"b", "scale"})), problem.start, problem.hparams)
+
+
+def test_a_schedule_that_ends_at_zero() -> None:
+    """The last rate says nothing of where the run stopped: the series finds its own step; SAMA has nothing to adapt by."""
+    problem = toy(Scheduled(SGD(lr=0.1), lambda t: 1 - t / (STEPS - 1)), steps=STEPS)
+    assert estimate(problem, Implicit(Neumann(steps=4))).cost.matvecs == 14
+    with pytest.raises(NotApplicableError, match="a learning rate of 0"):
+        estimate(problem, SAMA())
 
 
 class Bare:

@@ -7,7 +7,7 @@ from .adam import Adam
 from .adamax import Adamax
 from .adamw import AdamW
 from .amsgrad import AMSGrad
-from .base import Rule, Slots
+from .base import Rule, Slots, declares
 from .clip_norm import ClipNorm
 from .groups import Groups
 from .lamb import LAMB
@@ -23,6 +23,7 @@ from .whole import (
     AnyRule,
     Wrapper,
     can_rewind,
+    check_leaves,
     init_tree,
     is_linear,
     is_rule,
@@ -58,6 +59,6 @@ WRAPPERS: dict[str, type] = {"groups": Groups, "scheduled": Scheduled, "clip-nor
 __all__ = [
     "LAMB", "RULES", "SGD", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
     "AnyRule", "ClipNorm", "Groups", "Lion", "Momentum", "Muon", "NAdam", "RAdam", "RMSprop", "Rule", "Scheduled",
-    "Slots", "Wrapper", "can_rewind", "init_tree", "is_linear", "is_rule", "is_wrapper", "leaf_rule", "leaf_rules",
-    "rewind_tree", "step_tree",
+    "Slots", "Wrapper", "can_rewind", "check_leaves", "declares", "init_tree", "is_linear", "is_rule", "is_wrapper",
+    "leaf_rule", "leaf_rules", "rewind_tree", "step_tree",
 ]  # fmt: skip

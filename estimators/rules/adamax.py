@@ -34,7 +34,7 @@ class Adamax(Betas):
     weight_decay: Scalar = 0.0
     decoupled_weight_decay: ClassVar[bool] = False
     diagonal: ClassVar[bool] = True
-    settles: ClassVar[int] = 20  # a maximum forgets slowly: 10 % of D is negative at t = 10, under 5 % from t = 20 on
+    settles: ClassVar[int] = 20  # a maximum forgets slowly: 10 % of D is negative at t = 10, under 6 % from t = 20 on
 
     def __post_init__(self) -> None:
         check_fields(self, at_least={"lr": 0.0, "eps": 0.0, "weight_decay": 0.0})

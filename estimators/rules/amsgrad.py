@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .adam import Adam
 
@@ -12,3 +13,4 @@ class AMSGrad(Adam):
     """`Adam` that divides by the root of the largest second moment so far: the same as ``Adam(amsgrad=True)``."""
 
     amsgrad: bool = field(default=True, init=False)
+    diagonal: ClassVar[bool] = True

@@ -30,10 +30,11 @@ class Rule(Protocol):
     - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient. It is read
       from the class itself: a subclass with another update does not inherit the promise.
     - ``differentiable``: False for rules whose derivative is zero almost everywhere (sign methods).
-    - ``diagonal``: True if the change of a coordinate depends on that coordinate's gradient alone.
+    - ``diagonal``: True if the change of a coordinate depends on that coordinate's gradient alone. Read from the class
+      itself, too.
     - ``settles``: how many first updates after a reset have a derivative of little use, mostly sign noise (Adam) or
       vanishing (g / |g|), at default decay rates: the share of negative entries of -d(change)/dg under noisy gradients
-      falls below 5 %.
+      falls below 6 %.
     - ``weight_decay`` and ``decoupled_weight_decay``: decay that the rule, not the loss, applies.
     """
 
@@ -77,6 +78,11 @@ def check_fields(rule: Any, *, at_least: dict[str, float], below: dict[str, floa
         value = getattr(rule, name)
         if not isinstance(value, Tensor) and not value < high:
             raise HypergradientError(f"{type(rule).__name__}({name}={value}): must be below {high}")
+
+
+def declares(rule: object, promise: str) -> bool:
+    """Whether the rule's own class makes the promise: a subclass with another update does not inherit it."""
+    return bool(vars(type(rule)).get(promise, False))
 
 
 def undo(average: Tensor, added: Tensor, decay: Scalar) -> Tensor:

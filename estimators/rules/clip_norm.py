@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from .. import tree
 from ..errors import HypergradientError
 from ..tree import Tree
 from .base import Rule, Scalar
-from .whole import AnyRule, leaf_rule, transform
+from .whole import AnyRule, check_leaves, check_rule, leaf_rule, transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +26,14 @@ class ClipNorm:
         max_norm: > 0.
 
     Raises:
-        HypergradientError: ``max_norm`` is not positive.
+        HypergradientError: no rule, or ``max_norm`` is not positive.
     """
 
     rule: AnyRule
     max_norm: Scalar
 
     def __post_init__(self) -> None:
+        check_rule(self.rule, "ClipNorm")
         if not isinstance(self.max_norm, torch.Tensor) and not self.max_norm > 0:
             raise HypergradientError(f"ClipNorm(max_norm={self.max_norm}): must be positive")
 
@@ -45,6 +47,9 @@ class ClipNorm:
 
     def of(self, leaf: str, step: int) -> Rule:
         return leaf_rule(self.rule, leaf, step)
+
+    def check(self, leaves: Collection[str]) -> None:
+        check_leaves(self.rule, leaves)
 
     def transform(self, grads: Tree) -> Tree:
         square = tree.dot(grads, grads)

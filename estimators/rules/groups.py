@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import HypergradientError
 from ..tree import Tree
 from .base import Rule
-from .whole import AnyRule, leaf_rule, transform
+from .whole import AnyRule, check_leaves, check_rule, leaf_rule, transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +23,19 @@ class Groups:
             matches it (`fnmatch.fnmatchcase`: ``*``, ``?``, ``[ab]``). A `ClipNorm` inside clips its group alone.
 
     Raises:
-        HypergradientError: there is no rule, or (when a leaf is asked for) none of the patterns matches it.
+        HypergradientError: there is no rule; or, when leaves are known, a leaf that no pattern matches, or a pattern
+            that is the first for no leaf.
     """
 
     rules: Mapping[str, AnyRule]
 
     def __post_init__(self) -> None:
-        if not self.rules:
-            raise HypergradientError('Groups({}): give at least one rule, as in Groups({"*": SGD(lr=0.1)})')
+        if not isinstance(self.rules, Mapping) or not self.rules:
+            raise HypergradientError(
+                f'Groups({self.rules}): give patterns and at least one rule, as in Groups({{"*": SGD(lr=0.1)}})'
+            )
+        for pattern, rule in self.rules.items():
+            check_rule(rule, f"Groups[{pattern!r}]")
 
     @property
     def transforms(self) -> bool:
@@ -42,17 +47,33 @@ class Groups:
 
     def pattern(self, leaf: str) -> str:
         """The pattern whose group ``leaf`` belongs to."""
+        pattern = self._first(leaf)
+        if pattern is None:
+            raise HypergradientError(
+                f'Groups: no pattern of {list(self.rules)} matches the leaf {leaf!r}; add one, for instance "*" as the last'
+            )
+        return pattern
+
+    def _first(self, leaf: str) -> str | None:
         if leaf in self.rules:
             return leaf
-        for pattern in self.rules:
-            if fnmatchcase(leaf, pattern):
-                return pattern
-        raise HypergradientError(
-            f'Groups: no pattern of {list(self.rules)} matches the leaf {leaf!r}; add one, for instance "*" as the last'
-        )
+        return next((pattern for pattern in self.rules if fnmatchcase(leaf, pattern)), None)
 
     def of(self, leaf: str, step: int) -> Rule:
         return leaf_rule(self.rules[self.pattern(leaf)], leaf, step)
+
+    def check(self, leaves: Collection[str]) -> None:
+        members: dict[str, list[str]] = {pattern: [] for pattern in self.rules}
+        for leaf in leaves:
+            if (first := self._first(leaf)) is not None:  # frozen leaves need no rule
+                members[first].append(leaf)
+        for pattern, group in members.items():
+            if not group:
+                raise HypergradientError(
+                    f"Groups: the pattern {pattern!r} is the first to match none of the leaves {sorted(leaves)}: correct or "
+                    "remove it"
+                )
+            check_leaves(self.rules[pattern], group)
 
     def transform(self, grads: Tree) -> Tree:
         members: dict[str, Tree] = {}

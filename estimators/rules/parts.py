@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from ..errors import HypergradientError
 from .base import Scalar, Slots, check_fields, undo
 
 
@@ -26,6 +27,8 @@ class Betas:
         return self.betas[1]
 
     def _check_betas(self) -> None:
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise HypergradientError(f"{type(self).__name__}(betas={self.betas}): give two rates, as (0.9, 0.999)")
         check_fields(self, at_least={"beta1": 0.0, "beta2": 0.0}, below={"beta1": 1.0, "beta2": 1.0})
 
 

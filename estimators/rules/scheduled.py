@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, cast
 
 from ..errors import HypergradientError
 from ..tree import Tree
 from .base import Rule, Scalar
-from .whole import AnyRule, leaf_rule, transform
+from .whole import AnyRule, check_leaves, check_rule, leaf_rule, transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,16 @@ class Scheduled:
             in it.
 
     Raises:
-        HypergradientError: when a leaf is asked for, a rule that is no dataclass with a field ``lr``.
+        HypergradientError: no rule or no function; when a leaf is asked for, a rule that is no dataclass with a field ``lr``.
     """
 
     rule: AnyRule
     factor: Callable[[int], Scalar]
+
+    def __post_init__(self) -> None:
+        check_rule(self.rule, "Scheduled")
+        if not callable(self.factor):
+            raise HypergradientError(f"Scheduled(factor={self.factor!r}): give a function of the step")
 
     @property
     def transforms(self) -> bool:
@@ -43,6 +48,9 @@ class Scheduled:
         if not is_dataclass(rule) or not hasattr(rule, "lr"):
             raise HypergradientError(f"Scheduled: {type(rule).__name__} must be a dataclass with a field lr")
         return cast(Rule, replace(cast(Any, rule), lr=rule.lr * self.factor(step)))
+
+    def check(self, leaves: Collection[str]) -> None:
+        check_leaves(self.rule, leaves)
 
     def transform(self, grads: Tree) -> Tree:
         return transform(self.rule, grads)

@@ -7,9 +7,10 @@ from typing import Protocol, TypeGuard, cast
 
 from torch import Tensor
 
+from ..errors import HypergradientError
 from ..state import State
 from ..tree import Tree
-from .base import Rule, Slots
+from .base import Rule, Slots, declares
 
 
 class Wrapper(Protocol):
@@ -37,13 +38,31 @@ class Wrapper(Protocol):
         """What the leaf rules get for the gradients of a step, same keys; differentiable."""
         ...
 
+    def check(self, leaves: Collection[str]) -> None:
+        """Refuse, with a `HypergradientError`, leaves that it cannot serve."""
+        ...
+
 
 AnyRule = Rule | Wrapper
 
 
 def is_rule(thing: object) -> bool:
     """Whether it is a leaf rule or a wrapper (and not a function that makes one)."""
-    return hasattr(thing, "update") or is_wrapper(thing)
+    return not isinstance(thing, type) and (is_wrapper(thing) or (hasattr(thing, "update") and hasattr(thing, "init")))
+
+
+def check_rule(thing: object, where: str) -> None:
+    """Refuse what is no rule.
+
+    Raises:
+        HypergradientError: it is a class, or has neither init and update nor of and transform.
+    """
+    if isinstance(thing, type):
+        raise HypergradientError(f"{where}: {thing.__name__} is a class: pass a rule, {thing.__name__}(...)")
+    if not is_rule(thing):
+        raise HypergradientError(
+            f"{where}: {thing!r} is no rule: give one such as SGD(lr=0.1), or a wrapper around rules"
+        )
 
 
 def is_wrapper(thing: object) -> TypeGuard[Wrapper]:
@@ -63,6 +82,12 @@ def leaf_rules(rule: AnyRule, leaves: Collection[str], step: int) -> dict[str, R
 def transform(rule: AnyRule, grads: Tree) -> Tree:
     """What the leaf rules get for ``grads``."""
     return rule.transform(grads) if is_wrapper(rule) else grads
+
+
+def check_leaves(rule: AnyRule, leaves: Collection[str]) -> None:
+    """Ask a wrapper whether it can serve these leaves, all of a stage's."""
+    if is_wrapper(rule):
+        rule.check(leaves)
 
 
 def init_tree(rule: AnyRule, params: Mapping[str, Tensor], step: int) -> dict[str, Slots]:
@@ -114,4 +139,4 @@ def is_linear(rule: object, leaves: Collection[str], step: int) -> bool:
         return False
     if is_wrapper(rule):
         return not rule.transforms and all(is_linear(r, (), step) for r in leaf_rules(rule, leaves, step).values())
-    return bool(vars(type(rule)).get("linear", False))
+    return declares(rule, "linear")

@@ -26,7 +26,8 @@ def series(
 
     With a preconditioner D, t_j = (I - a H D)^j b and the sum is a D sum_j t_j. For symmetric D > 0 all of the above
     holds for the norm t'D t and the curvature of D^1/2 H D^1/2; for another D (of a rule that mixes coordinates) the
-    terms' plain norms are taken, which prove nothing.
+    terms' plain norms are taken, which prove nothing: such a series is said to diverge if its last term is larger than its
+    first and than the one before.
     """
     if lr is None:
         raise HypergradientError(
@@ -51,9 +52,8 @@ def series(
         norms.append(_size(term, adapted, preconditioner))
     value = tree.scale(tree.scale(_adapted(preconditioner, total), lr), unit)
     sizes = torch.stack(norms).tolist()
-    if preconditioner is not None and preconditioner.symmetric and any(math.isnan(x) for x in sizes):
-        finite = tree.all_finite(value)
-        return Solution(value, Outcome.NOT_POSITIVE if finite else Outcome.NONFINITE, matvecs, None, None)
+    if any(math.isnan(x) for x in sizes) and tree.all_finite(value):  # the root of a negative t'D t
+        return Solution(value, Outcome.NOT_POSITIVE, matvecs, None, None)
     if sizes[0] == 0:
         return Solution(tree.zeros_like(b), Outcome.CONVERGED, matvecs, 0.0, None)
     curvatures = torch.stack(quotients).tolist() if quotients else []
@@ -63,9 +63,10 @@ def series(
     curvatures = [c for c, size in zip(curvatures, sizes, strict=False) if size > 4 * eps * sizes[0]]
     largest_lr = float(lr) if not isinstance(lr, Tensor) else float(lr.max())
     proves = preconditioner is None or preconditioner.symmetric
-    outcome = _diagnose(sizes[: len(curvatures) + 1], curvatures, largest_lr, eps) if proves else None
-    if not proves and not all(math.isfinite(x) for x in sizes):
-        outcome = Outcome.DIVERGED if math.isfinite(sizes[0]) else Outcome.NONFINITE
+    if proves or not all(math.isfinite(x) for x in sizes):
+        outcome = _diagnose(sizes[: len(curvatures) + 1], curvatures, largest_lr, eps)
+    else:  # no proof, but a sum whose terms outgrow the first, and still grow, is no estimate
+        outcome = Outcome.DIVERGED if residual > 1 and sizes[-1] > sizes[-2] else None
     if outcome is None:
         if residual <= max(rtol, 4 * eps):
             outcome = Outcome.CONVERGED
@@ -92,7 +93,7 @@ def _diagnose(sizes: list[float], curvatures: list[float], lr: float, eps: float
     """
     if not all(math.isfinite(x) for x in sizes):
         finite = [x for x in sizes if math.isfinite(x)]
-        return Outcome.DIVERGED if finite[-1] > finite[0] else Outcome.NONFINITE
+        return Outcome.DIVERGED if finite and finite[-1] > finite[0] else Outcome.NONFINITE
     steps = [(after / before, c) for (before, after), c in zip(pairwise(sizes), curvatures, strict=True)]
     grows = [c for ratio, c in steps if ratio > 1 + 4 * eps]
     stalls = [c for ratio, c in steps if 1 - 4 * eps <= ratio <= 1 + 4 * eps]
