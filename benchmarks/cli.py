@@ -82,6 +82,8 @@ class Claims:
     """Folder that `study` wrote (its --out)."""
     docs: Path = Path("docs")
     """Folder of the docs."""
+    partial: Annotated[bool, FlagCreatePairsOff] = False
+    """Write pages of the studies that have results, and of those alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +270,13 @@ def claims(command: Claims) -> int:
         )
         return 1
     if lost := sorted(STUDIES.keys() - {f.name for f in found}):
+        if not command.partial:
+            print(
+                f"hypergradbench: no results of {', '.join(lost)} in {command.folder}, and nothing was written: run "
+                f"`hypergradbench study {' '.join(lost)} --out {command.folder}`, or give --partial for pages without them",
+                file=sys.stderr,
+            )
+            return 1
         print(f"hypergradbench: left out, for want of results: {', '.join(lost)}", file=sys.stderr)
     for path in studies.write_docs(found, command.docs):
         print(f"written: {path}")

@@ -88,6 +88,50 @@ def test_appendix_c_is_what_it_says() -> None:
     assert torch.equal(appendix_c.as_extracted(Adam(), torch.zeros(2), nothing), torch.zeros(2))
 
 
+def held(name: str, rows: list[dict]) -> list[bool]:
+    return [c.holds for c in STUDIES[name].claims(rows)]
+
+
+def test_no_claim_of_greedy_learning_holds_on_trainings_that_failed() -> None:
+    """A failed training has no end: neither above 0.1 nor below 0.05."""
+    label = {"step": 1, "outer_loss": 0.0}
+    rows = [{"seed": 0, "learned": "alpha", "rule": "momentum", "eta": e, "start": 1.0, "value": v, **label}
+            for e, v in ((0.1, 0.5), (0.2, 0.4))]  # fmt: skip
+    rows += [{"seed": 0, "learned": "momentum", "rule": rule, "eta": 0.1, "start": s, "value": v, **label}
+             for rule, v in (("averaged", 0.5), ("momentum", 0.01)) for s in (0.1, 0.9)]  # fmt: skip
+    assert held("greedy_quadratic", rows) == [True] * 4
+    for i, spoilt in ((0, [0]), (1, [0]), (2, [1, 2]), (3, [1, 2]), (4, [3]), (5, [3])):
+        failed = {k: v for k, v in rows[i].items() if k not in ("value", *label)} | {"reason": "diverged"}
+        found = held("greedy_quadratic", [failed if r is rows[i] else r for r in rows])
+        assert [n for n, holds in enumerate(found) if not holds] == spoilt
+    assert not any(held("greedy_quadratic", [{**r, "step": 0, "value": float("nan")} for r in rows]))
+    assert not any(held("greedy_quadratic", []))
+
+
+def test_a_horizon_whose_trainings_failed_is_not_dropped() -> None:
+    rows: list[dict] = [
+        {"part": "slope", "seed": 0, "log_lr": 1.0, "horizon": k, "slope": s} for k, s in ((10, 1.0), (40, -1.0))
+    ]
+    rows += [{"part": "online", "seed": 0, "horizon": k, "excess": x} for k, x in ((1, 3.0), (3, 2.0), (10, 1.0))]
+    rows += [{"part": "constant", "seed": 0, "log_lr": a, "excess": x} for a, x in ((0.0, 1.5), (1.0, 2.5))]
+    assert held("horizon", rows) == [True] * 3
+    for i in (2, 3):
+        failed = {"part": "online", "seed": 0, "horizon": rows[i]["horizon"], "reason": "diverged"}
+        claims = STUDIES["horizon"].claims([failed if r is rows[i] else r for r in rows])
+        assert not claims[1].holds
+        assert claims[2].holds is (i == 3)
+        assert f"inf (K = {failed['horizon']})" in claims[1].measured
+
+
+def test_rules_that_were_not_measured_hold_no_claim(folder: Path) -> None:
+    rows = found("rules", folder).content["rows"]
+    last = [i for i, r in enumerate(rows) if r["off_diagonal_share"] is not None][-1]
+    columns = ("trajectory_error", "autograd_error", "difference_error", "negative_settled")
+    spoilt = [{**r, **dict.fromkeys(columns)} if i == last else r for i, r in enumerate(rows)]
+    assert [held("rules", spoilt)[i] for i in (0, 1, 2, 4)] == [False] * 4
+    assert not any(held("rules", []))
+
+
 # --- the frame ------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +237,13 @@ def test_an_interrupt_keeps_the_earlier_result(
         (["squares", "--set", "scale=big"], ("'big'", "float")),
         (["squares", "--set", "seeds=0.5"], ("0.5", "int")),
         (["squares", "--set", "deep=1"], ("1", "bool")),
+        (["squares", "--set", "seeds=()"], ("seeds=()", "at least one")),
+        (["rules", "--set", "steps=0"], ("steps=0", "at least 2")),
+        (["rules", "--set", "steps=1"], ("steps=1", "at least 2")),
+        (["greedy_quadratic", "--set", "steps=0"], ("steps=0", "at least 1")),
+        (["difference", "--set", "alphas=1"], ("alphas=(1.0,)", "0.0001, 0.001, 0.01, 0.1 too")),
+        (["horizon", "--set", "blocks=3"], ("blocks=(3,)", "1, 10 too")),
+        (["appendix_c", "--set", "spaces=mwn"], ("spaces", "example too")),
     ],
 )
 def test_a_wrong_command_says_what_to_type(
@@ -233,6 +284,11 @@ def test_claims_are_written_to_the_docs(
     monkeypatch.setitem(STUDIES, studies.RULES, made_up(quick={}))
     assert main(["study", "squares", "broken", studies.RULES, "--out", str(results)]) == 1
     write = ["claims", str(results), "--docs", str(docs)]
+    assert main(write) == 1
+    lost = " ".join(sorted(STUDIES.keys() - {"squares", "broken", studies.RULES}))
+    assert f"`hypergradbench study {lost} --out {results}`" in capsys.readouterr().err
+    assert not [*docs.iterdir()]
+    write.append("--partial")
     assert main(write) == 0
     page = (docs / "claims.md").read_text()
     assert page.startswith("<!-- Written by")

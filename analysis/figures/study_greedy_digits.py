@@ -31,7 +31,9 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         axes.set_ylim(low, high)
     grid, ends = rows[rows["part"] == "static"], rows[(rows["part"] == "end") & (rows["noise"] > 0)]
     for rule, look in zip(rules, ARMS, strict=False):
-        band(static, grid[grid["rule"] == rule], "log_lr", "accuracy", look, rule)
+        if (mine := grid[grid["rule"] == rule]).empty:
+            continue
+        band(static, mine, "log_lr", "accuracy", look, rule)
         level = ends.loc[ends["rule"] == rule, "accuracy"].median()
         static.axhline(level, color=look.color, linestyle=(0, (2, 2)), linewidth=0.9)
     static.plot([], [], color="#555555", linestyle=(0, (2, 2)), linewidth=0.9, label="guided (median)")
@@ -40,7 +42,8 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     better(static, "up")
     for axes in figure.axes:
         axes.grid()
-    figure.legend(handles=static.get_legend_handles_labels()[0], loc="outside lower center", ncols=4)
+    handles = [*noisy.get_legend_handles_labels()[0], *static.get_legend_handles_labels()[0][-1:]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 

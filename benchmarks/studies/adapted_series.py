@@ -29,6 +29,7 @@ from .base import Claimed, Row
 CITATION = "Choe et al. 2023 (SAMA), sec. 3.2; the adapted series and adapted CG are ours"
 ABOUT = "SAMA, its continuation to the exact implicit gradient, and plain solvers on a badly scaled Hessian"
 QUICK = {"seeds": (0,), "couplings": (0.05,), "products": (0, 5), "dim": 20, "steps": 150}
+NEEDS = {"products": (0, 5)}
 
 HEADLINE = 0.05
 """The coupling at which the claims are made."""

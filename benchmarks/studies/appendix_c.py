@@ -36,6 +36,7 @@ from .base import Claimed, Row
 CITATION = "Choe et al. 2023 (SAMA), Appendix C as extracted; Kingma & Ba 2015"
 ABOUT = "Adam's adaptation as in our extraction of SAMA's Appendix C (the PDF may differ) against the exact one"
 QUICK = {"seeds": (0,), "steps": (2, 10), "coordinates": 500, "warm": 300}
+NEEDS = {"spaces": ("mwn", "example"), "steps": (10,)}
 
 
 def as_extracted(rule: Adam, grad: Tensor, slots: Slots) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +43,8 @@ class Study:
         citation: whose claim it is.
         quick: settings under which it runs for seconds, for tests.
         method: what was done, for readers of the docs: Markdown.
+        needs: setting -> what the claims cannot do without: the least value of a number (an integer whose default is
+            positive must be so anyway), or values that a tuple must hold.
     """
 
     run: Callable[..., list[Row]]
@@ -51,6 +53,7 @@ class Study:
     citation: str
     quick: Mapping[str, Any]
     method: str = ""
+    needs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -65,7 +68,8 @@ class Study:
             quick: start from the test's settings instead of the defaults.
 
         Raises:
-            ValueError: a word is no setting of this study, or its value is of another kind than the default.
+            ValueError: a word is no setting of this study, its value is of another kind than the default, or it leaves
+                nothing to measure, or not what the claims read.
         """
         chosen = {**self.defaults, **(self.quick if quick else {})}
         for word in words:
@@ -74,15 +78,30 @@ class Study:
                 known = ", ".join(f"{k}={v!r}" for k, v in self.defaults.items())
                 raise ValueError(f"{word!r} is no setting: give key=value with one of {known}")
             chosen[key] = _value(key, text, self.defaults[key])
+            self._check(key, chosen[key])
         return chosen
+
+    def _check(self, key: str, value: Any) -> None:
+        default, needed = self.defaults[key], self.needs.get(key)
+        if isinstance(value, tuple):
+            if not value:
+                raise ValueError(f"{key}=(): give at least one, as {key}={','.join(map(str, default[:2]))}")
+            if lost := [x for x in needed or () if x not in value]:
+                raise ValueError(f"{key}={value}: the claims read {', '.join(map(str, lost))} too: add what is missing")
+            return
+        if needed is None and type(default) is int and default > 0:
+            needed = 1
+        if needed is not None and not value >= needed:
+            raise ValueError(f"{key}={value!r}: must be at least {needed:g}, or there is nothing to measure")
 
 
 def study(module: ModuleType) -> Study:
-    """The study that a module holds: ABOUT, CITATION, QUICK, ``run``, ``claims``, and its docstring but for the first line."""
+    """The study that a module holds: ABOUT, CITATION, QUICK, ``run``, ``claims``, NEEDS if there is one, and its docstring but
+    for the first line."""
     _, _, method = (inspect.getdoc(module) or "").partition("\n")
     return Study(
         run=module.run, claims=module.claims, about=module.ABOUT, citation=module.CITATION, quick=module.QUICK,
-        method=method.strip("\n"),
+        method=method.strip("\n"), needs=getattr(module, "NEEDS", {}),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from .point import end_of, rounded
 CITATION = "Choe et al. 2023 (SAMA), eq. 5 and Table 4; Liu et al. 2019 (DARTS), eq. 8"
 ABOUT = "The central difference's error against its perturbation alpha, in four precisions, on digits"
 QUICK = {"seeds": (0,), "widths": (8,), "alphas": (1e-4, 1e-3, 1e-2, 0.1, 1.0), "steps": 10}
+NEEDS = {"alphas": QUICK["alphas"]}
 
 PRECISIONS = {
     "float64": torch.float64,

@@ -24,6 +24,7 @@ from .base import Claimed, Row
 CITATION = "Choe et al. 2023 (SAMA) and its released code; the arms apart are ours"
 ABOUT = "SAMA's extra update of the base parameters: meta update alone, extra alone, both; on noisy digits"
 QUICK = {"seeds": (0,), "alphas": (0.1,), "steps": 60}
+NEEDS = {"warmup": 0}
 
 ARMS: dict[str, tuple[bool, bool]] = {
     "plain": (False, False),

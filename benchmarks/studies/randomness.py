@@ -34,6 +34,7 @@ from .point import Point, end_of
 CITATION = "after Shu et al. 2019 and Choe et al. 2023 (SAMA), whose released codes detach the weight net's input; ours"
 ABOUT = "A central difference with and without fixed detached inputs and shared random draws, on digits"
 QUICK = {"seeds": (0,), "steepness": (1.0, 10.0), "alphas": (1e-2,), "draws": 2, "steps": 10}
+NEEDS = {"steepness": (1.0,)}
 
 ARMS: dict[str, Callable[..., CentralDifference]] = {
     "same loss": CentralDifference,

@@ -35,6 +35,7 @@ USED = 64
 """Rows of the embedding that training reads."""
 
 QUICK = {"seeds": (0,), "steps": (1, 2, 5, 10, 30), "horizon": 40, "coordinates": 500, "unused": (8,)}
+NEEDS = {"steps": (2, 10, 30)}
 
 
 def run(
