@@ -123,6 +123,15 @@ def test_a_horizon_whose_trainings_failed_is_not_dropped() -> None:
         assert f"inf (K = {failed['horizon']})" in claims[1].measured
 
 
+def test_a_guided_training_that_failed_holds_no_claim(folder: Path) -> None:
+    rows = found("greedy_digits", folder).content["rows"]
+    assert any(held("greedy_digits", rows))
+    failed = [{"part": "end", "seed": 0, "rule": "momentum", "noise": 0.4, "reason": "diverged"} if r["part"] == "end" else r
+              for r in rows]  # fmt: skip
+    assert not any(held("greedy_digits", failed))
+    assert not any(held("greedy_digits", []))
+
+
 def test_rules_that_were_not_measured_hold_no_claim(folder: Path) -> None:
     rows = found("rules", folder).content["rows"]
     last = [i for i, r in enumerate(rows) if r["off_diagonal_share"] is not None][-1]
