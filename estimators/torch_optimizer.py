@@ -27,6 +27,7 @@ from .rules import (
     RAdam,
     RMSprop,
     Rule,
+    Scheduled,
     Slots,
 )
 from .stage import Record
@@ -127,7 +128,11 @@ class Live:
 
 
 def from_torch_optimizer(
-    optimizer: torch.optim.Optimizer, params: nn.Module | Mapping[str, Tensor], *, steps: int | None = None
+    optimizer: torch.optim.Optimizer,
+    params: nn.Module | Mapping[str, Tensor],
+    *,
+    steps: int | None = None,
+    schedule: Callable[[int], float] | None = None,
 ) -> Live:
     """Read a live `torch.optim` optimizer: its rule with all parameter groups, and the state it has reached.
 
@@ -137,13 +142,15 @@ def from_torch_optimizer(
         hypergradient(outer, [stage], [SAMA()], [live.record()], hparams)       # at the end of the loop as it was run
         run(stage, live.state, hparams)                                         # or go on from there
 
-    The current learning rates are taken: after a scheduler's ``step()`` they are those of the *next* step, so read the
-    optimizer before it. Gradients that the loop clipped or scaled are taken as they are; the derivative of the clipping
+    Without ``schedule`` the current learning rates are taken: after a scheduler's ``step()`` they are those of the *next*
+    step, so read the optimizer before it. Gradients that the loop clipped or scaled are taken as they are; the derivative of the clipping
     is not part of the rule then (`ClipNorm` has it).
 
     Args:
         optimizer: of a class in `TORCH_OPTIMIZERS`. It is not changed.
         params: the module, or name -> parameter; those with ``requires_grad``.
+        schedule: what a `torch.optim.lr_scheduler.LambdaLR` on this optimizer has: step (from 0) -> factor. The rates are
+            then the groups' ``initial_lr``, and the rule is `Scheduled` with it, right for every step before and after.
         steps: optimizer steps taken so far. Needed for `torch.optim.SGD` and Muon, which do not count; the others do.
 
     Raises:
@@ -171,7 +178,14 @@ def from_torch_optimizer(
         if group.get("maximize"):
             raise HypergradientError(f"parameter group {i} has maximize=True: minimise the negative loss instead")
         # what is no setting of the optimizer was put there by a scheduler or the user, and moves nothing
-        rule = TORCH_OPTIMIZERS[kind]({k: v for k, v in group.items() if k in optimizer.defaults})
+        settings = {k: v for k, v in group.items() if k in optimizer.defaults}
+        if schedule is not None:
+            if "initial_lr" not in group:
+                raise HypergradientError(
+                    f"parameter group {i} has no initial_lr, so no scheduler was made for it: leave schedule out"
+                )
+            settings["lr"] = group["initial_lr"]
+        rule = TORCH_OPTIMIZERS[kind](settings)
         for p in group["params"]:
             if not p.requires_grad:
                 continue  # torch skips it: a constant
@@ -195,6 +209,8 @@ def from_torch_optimizer(
         step, missed = _counts(found, slots, steps)
         grad = {k: g.detach().clone() for k in rules if (g := named[k].grad) is not None}
     whole: AnyRule = next(iter(rules.values())) if len(optimizer.param_groups) == 1 else Groups(rules)
+    if schedule is not None:
+        whole = Scheduled(whole, schedule)
     return Live(whole, State(start, slots, step, missed), frozenset(named.keys() - rules.keys()), grad)
 
 

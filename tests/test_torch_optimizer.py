@@ -238,6 +238,42 @@ def test_what_schedulers_and_users_put_into_groups_moves_nothing():
     assert live.rule.betas == optimizer.param_groups[0]["betas"]
 
 
+@pytest.mark.parametrize("scheduled", ["before", "after"])
+def test_a_schedule_is_read_with_its_base_rates(scheduled):
+    """Before or after the scheduler's step: the last step's rate is its own, and going on takes the next ones."""
+
+    def factor(t):
+        return 1 / (1 + t)
+
+    def train(steps):
+        model = Net()
+        optimizer = torch.optim.Adam(groups(model), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        for t in range(steps):
+            optimizer.zero_grad()
+            criterion(model, HPARAMS, stream(t)).backward()
+            optimizer.step()
+            if t < steps - 1 or scheduled == "after":
+                scheduler.step()
+        return model, optimizer
+
+    model0 = Net()
+    model, optimizer = train(6)
+    live = from_torch_optimizer(optimizer, model, schedule=factor)
+    stage = stage_of(live, model, 6)
+    ours = run(stage, from_module(model0, criterion).start, HPARAMS)
+    sama = [
+        hypergradient(outer, [stage], [SAMA(product=reverse_over_reverse)], [r], HPARAMS) for r in (ours, live.record())
+    ]
+    torch.testing.assert_close(sama[1].hparams, sama[0].hparams, rtol=1e-7, atol=1e-12)
+    on = run(stage_of(live, model, 4), live.state, HPARAMS).end
+    end, _ = train(10)
+    for k, p in end.named_parameters():
+        torch.testing.assert_close(on.params[k], p.detach(), rtol=1e-12, atol=1e-12)
+    with pytest.raises(HypergradientError, match="no initial_lr"):
+        from_torch_optimizer(torch.optim.Adam(model.parameters()), model, schedule=factor)
+
+
 def test_a_tensor_under_two_names_is_refused():
     model = Net()
     model.head.weight = model.body.weight

@@ -313,12 +313,18 @@ def test_what_is_no_rule_is_named() -> None:
             make()
 
 
-def test_a_pattern_for_no_leaf_is_refused() -> None:
-    for rule in (Groups({"wieghts": SGD(lr=0.1), "*": SGD(lr=0.2)}), Groups({"*": SGD(lr=0.1), "w*": SGD(lr=0.2)})):
+def test_a_name_that_is_no_leaf_s_and_a_pattern_that_comes_too_late_are_refused() -> None:
+    a, b = SGD(lr=0.1), SGD(lr=0.2)
+    for rule, text in (
+        (Groups({"wieghts": a, "*": b}), "there is no leaf 'wieghts'; there are"),
+        (Groups({"*": a, "w*": b}), r"all leaves that 'w\*' matches belong to patterns before it"),
+    ):
         for wrapped in (rule, Scheduled(rule, warm), ClipNorm(rule, 1.0)):
             problem = toy(wrapped, steps=2)
-            with pytest.raises(HypergradientError, match="is the first to match none of the leaves"):
+            with pytest.raises(HypergradientError, match=text):
                 run(problem.stages[0], problem.start, problem.hparams)
+    none_matches = toy(Groups({"*.bias": a, "*": b}), steps=2)
+    run(none_matches.stages[0], none_matches.start, none_matches.hparams)
 
 
 def test_frozen_leaves_need_no_rule() -> None:

@@ -23,8 +23,8 @@ class Groups:
             matches it (`fnmatch.fnmatchcase`: ``*``, ``?``, ``[ab]``). A `ClipNorm` inside clips its group alone.
 
     Raises:
-        HypergradientError: there is no rule; or, when leaves are known, a leaf that no pattern matches, or a pattern
-            that is the first for no leaf.
+        HypergradientError: there is no rule; or, when leaves are known, a leaf that no pattern matches, a name that
+            is no leaf's, or a pattern whose leaves all belong to patterns before it.
     """
 
     rules: Mapping[str, AnyRule]
@@ -68,10 +68,11 @@ class Groups:
             if (first := self._first(leaf)) is not None:  # frozen leaves need no rule
                 members[first].append(leaf)
         for pattern, group in members.items():
-            if not group:
+            if not group and not any(c in pattern for c in "*?["):
+                raise HypergradientError(f"Groups: there is no leaf {pattern!r}; there are {sorted(leaves)}")
+            if not group and any(fnmatchcase(leaf, pattern) for leaf in leaves):
                 raise HypergradientError(
-                    f"Groups: the pattern {pattern!r} is the first to match none of the leaves {sorted(leaves)}: correct or "
-                    "remove it"
+                    f"Groups: all leaves that {pattern!r} matches belong to patterns before it: put it first"
                 )
             check_leaves(self.rules[pattern], group)
 
