@@ -61,7 +61,7 @@ def run(
         rules: inner optimizers, of `RULES`.
         log_lrs: of the static rates; the claims read 0.
         eta: of the meta optimizer, Adam.
-        steps: of training.
+        steps: of training; of "adafactor-0.9" a third of them.
         points: of a trajectory that are kept.
 
     Raises:
@@ -71,9 +71,10 @@ def run(
     rows: list[Row] = []
     for seed in seeds:
         for rule in rules:
+            most = steps if rule != MYOPIC else max(steps // 3, 1)  # it has run away by then
             for noise in (NOISE, 0.0):
                 label = {"seed": seed, "rule": rule, "noise": noise}
-                rows += [{**label, **r} for r in _guided(_problem(seed, rule, noise), eta, steps, points)]
+                rows += [{**label, **r} for r in _guided(_problem(seed, rule, noise), eta, most, points)]
             for log_lr in log_lrs if rule != MYOPIC else ():
                 static = _static(_problem(seed, rule, NOISE, log_lr, steps))
                 rows.append({"part": "static", "seed": seed, "rule": rule, "noise": NOISE, "log_lr": log_lr, **static})
@@ -126,7 +127,7 @@ def claims(rows: list[Row]) -> list[Claimed]:
     noisy, clean = ([r for r in ends if (r["noise"] > 0) is wanted and r["rule"] != MYOPIC] for wanted in (True, False))
     before = {(r["rule"], r["seed"]): r["alpha"] for r in noisy}
     ratios = [r["alpha"] / before.get((r["rule"], r["seed"]), math.inf) for r in clean]
-    tops = ", ".join(f"{r['rule']} {r['top']:.2f} at {r['top_step']}, then {r['alpha']:.2f}" for r in noisy)
+    peaks, lows, highs = _ranges(noisy, "top"), _ranges(noisy, "alpha"), _ranges(clean, "alpha")
     compared = _compared(rows, noisy)
     shown = "; ".join(
         f"{rule}: guided {c['guided']:.3f}, best static {c['best']:.3f} at log_lr = {c['at']:g}, log_lr = 0 {c['start']:.3f}"
@@ -135,20 +136,25 @@ def claims(rows: list[Row]) -> list[Claimed]:
     return [
         Claimed(
             text="With label noise alpha rises first, above 1.2, and then falls below 0.6, for every seed and rule",
-            measured=tops,
+            measured="; ".join(f"{rule} {peaks[rule]}, then {lows[rule]}" for rule in peaks),
             holds=complete and bool(noisy) and all(r["top"] > 1.2 and r["alpha"] < 0.6 for r in noisy),
         ),
         Claimed(
             text="It is the noise that drives it down: without it alpha ends more than twice as high, for every seed and rule, "
             "and above 1 but for LAMB's, which falls below 1 even so",
-            measured=", ".join(f"{r['rule']} {r['alpha']:.2f} ({x:.1f} times)" for r, x in zip(clean, ratios, strict=True)),
+            measured="; ".join(f"{rule} {x}" for rule, x in highs.items()) + f"; {min(ratios, default=0.0):.1f} times and more",
             holds=complete and bool(clean) and min(ratios) > 2 and all((r["alpha"] > 1) is (r["rule"] != "lamb") for r in clean),
         ),
         Claimed(
-            text="Guided within one run it beats the static rate that it starts from, in median accuracy on held-out examples, for "
-            "every rule",
+            text="Guided within one run it beats the static rate that it starts from, in median accuracy on held-out examples, by "
+            "more than 2 points with momentum, Adam and LAMB; with Adafactor it gains less than 1 point, or loses less",
             measured=shown,
-            holds=complete and bool(compared) and all(c["guided"] > c["start"] for c in compared.values()),
+            holds=complete
+            and bool(compared)
+            and all(
+                abs(gain) < 0.01 if rule == "adafactor" else gain > 0.02
+                for rule, gain in ((rule, c["guided"] - c["start"]) for rule, c in compared.items())
+            ),
         ),
         Claimed(
             text="It does not reach the best static rate of the grid: more than 3 points below it, for every rule. (In table 2 of "
@@ -160,10 +166,18 @@ def claims(rows: list[Row]) -> list[Claimed]:
         Claimed(
             text="Where momentum averages steps that the rate is already in (Adafactor, beta1 = 0.9), greed sees a tenth of what "
             "the rate will do, and it runs away: alpha passes 10, for every seed, with label noise and without",
-            measured=", ".join(f"{r['top']:.0f} at {r['top_step']} (noise {r['noise']:g})" for r in myopic),
+            measured=f"highest {_ranges(myopic, 'top').get(MYOPIC, 'none')}",
             holds=complete and bool(myopic) and all(r["top"] > 10 for r in myopic),
         ),
     ]  # fmt: skip
+
+
+def _ranges(rows: list[Row], column: str) -> dict[str, str]:
+    """rule -> least to largest."""
+    found: dict[str, list[float]] = {}
+    for r in rows:
+        found.setdefault(r["rule"], []).append(r[column])
+    return {rule: f"{min(x):.3g} to {max(x):.3g}" for rule, x in found.items()}
 
 
 def _compared(rows: list[Row], ends: list[Row]) -> dict[str, dict[str, Any]]:
