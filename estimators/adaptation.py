@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import tree
-from .errors import NotApplicableError
+from .errors import HypergradientError, NotApplicableError
 from .products import leaves
 from .rules import AnyRule, Slots, can_rewind, declares, init_tree, leaf_rules, rewind_tree, step_tree
 from .solvers import Preconditioner
@@ -75,6 +75,21 @@ def pull_rule(
     d_slots = {k: {s: d for s in slots if (d := next(found)) is not None} for k, slots in before.items()}
     d_hparams = {k: d for k, x in lam.items() if x.requires_grad and (d := next(found)) is not None}
     return RulePullback(d_grads, d_params, d_slots, d_hparams)
+
+
+def recorded_before_last(record: Record) -> State:
+    """The state before the last step, as recorded.
+
+    Raises:
+        HypergradientError: it was not.
+    """
+    before = record.states.get(record.end.step - 1)
+    if before is None:
+        raise HypergradientError(
+            "the state before the last step was not recorded: run(..., tail=1), every=1; of a live torch optimizer, "
+            "Live.record(before=...)"
+        )
+    return before
 
 
 def state_before_last(stage: Stage, record: Record, hparams: Tree) -> State:

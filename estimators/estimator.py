@@ -153,10 +153,23 @@ def hypergradient(
             estimator without a start cotangent has stages before it, or a series diverged.
         NonFiniteError: the outer loss, its gradient or a pullback is NaN or infinite.
     """
+    if not all(isinstance(x, Sequence) for x in (stages, estimators, records)):
+        raise HypergradientError(
+            "stages, estimators and records are lists: hypergradient(outer, [stage], [SAMA()], ...)"
+        )
     if not len(stages) == len(estimators) == len(records) or not stages:
         raise HypergradientError(
             f"{len(stages)} stages, {len(estimators)} estimators and {len(records)} records: give one of each a stage"
         )
+    for estimator, record in zip(estimators, records, strict=True):
+        if isinstance(estimator, type) or not isinstance(estimator, Estimator):
+            raise HypergradientError(
+                f"{estimator!r} is no estimator: give one such as SAMA(); `estimate` takes names too"
+            )
+        if not isinstance(record, Record):
+            raise HypergradientError(
+                f"{type(record).__name__} is no Record: give what run(...) or Live.record() returns"
+            )
     tree.check(hparams, "hparams")
     hparams = tree.detach(hparams)
     end = records[-1].end.params
@@ -207,7 +220,8 @@ def hypergradient(
     if idle:
         raise HypergradientError(
             f"the hyperparameters {idle} influence nothing that {_names(estimators)} can see: neither an inner "
-            "loss (in a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll"
+            "loss (in a way that moves its gradient) nor the outer loss. Remove them, or, if they sit in the rule, use Unroll; "
+            "and look for float() or .item() on their way"
         )
     indirect, direct = tree.fill(indirect, hparams), tree.fill(direct, hparams)
     if getattr(estimators[-1], "without_direct", False):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import tree
-from .adaptation import pull_rule, rule_hparams
-from .errors import HypergradientError, NotApplicableError
+from .adaptation import pull_rule, recorded_before_last, rule_hparams
+from .errors import NotApplicableError
 from .estimator import Cost, Pullback
 from .influence import loss_hparams
 from .solvers import Outcome
@@ -48,10 +48,8 @@ class Greedy:
                 f"no hyperparameter sits in the rule, {type(stage.rule).__name__}, and Greedy sees no others: give "
                 "Stage(rule=...) a function of hparams, or use Unroll"
             )
-        before = record.states.get(record.end.step - 1)
-        if before is None:
-            # a step taken back loses the slots whose decay is 0: harmless to du/dg, not to the derivative for the decay
-            raise HypergradientError("the state before the last step was not recorded: run(..., tail=1), every=1")
+        # a step taken back loses the slots whose decay is 0: harmless to du/dg, not to the derivative for the decay
+        before = recorded_before_last(record)
         read = loss_hparams(stage, before.params, hparams, before.step)
         if read:
             raise NotApplicableError(

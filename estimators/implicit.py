@@ -51,6 +51,10 @@ class Implicit:
     adapt: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.solver, type) or not callable(self.solver):
+            raise HypergradientError(
+                f"Implicit({self.solver!r}): give a solver such as CG(steps=20), not its name or class"
+            )
         if self.batches < 1:
             raise HypergradientError(f"{self}: batches must be at least 1")
         if self.adapt and not hasattr(self.solver, "takes_preconditioner"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from . import tree
-from .adaptation import adapt, refuse_rule_hparams, state_before_last, young
+from .adaptation import adapt, recorded_before_last, refuse_rule_hparams, state_before_last, young
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, ExtraUpdate, Pullback
 from .implicit import last_objectives, mean_product
@@ -55,9 +55,7 @@ class T1T2:
                 "T1T2 differentiates the last step, and the stage took none: give Stage(steps >= 1), or use an "
                 "Implicit estimator"
             )
-        before = record.states.get(record.end.step - 1)
-        if before is None:
-            raise HypergradientError("the state before the last step was not recorded: run(..., tail=1), every=1")
+        before = recorded_before_last(record)
         rules = leaf_rules(stage.bind(hparams), record.grad, before.step)
         tangent = {k: -r.lr * cotangent[k] for k, r in rules.items()}
         _, mixed = self.product(stage.objective(before.step), before.params, hparams, tangent, wrt_hparams=hparams)

@@ -74,7 +74,12 @@ class Stage:
         """The rule at these hyperparameters."""
         if not self.rule_reads_hparams:
             return cast(AnyRule, self.rule)
-        rule = cast(Callable[[Tree], AnyRule], self.rule)(hparams)
+        try:
+            rule = cast(Callable[[Tree], AnyRule], self.rule)(hparams)
+        except KeyError as error:
+            raise HypergradientError(
+                f"Stage.rule reads {error.args[0]!r}, but hparams hold {sorted(hparams)}: rename one of them"
+            ) from error
         if not is_rule(rule):
             raise HypergradientError(
                 f"Stage.rule returned {rule!r}: return a rule such as SGD(lr=...), or pass the rule itself"
@@ -140,14 +145,16 @@ def scalar(loss: Callable[[], Any], what: str, params: Tree, hparams: Tree) -> T
     except KeyError as error:
         raise HypergradientError(
             f"{what} reads {error.args[0]!r}, but params hold {sorted(params)} and hparams {sorted(hparams)}: rename the "
-            "start or the loss so that they agree (or, if it is a key of the batch, mend the stream)"
+            "start or the loss so that they agree, look at the order of its arguments (params, hparams, batch), or, if it is "
+            "a key of the batch, mend the stream"
         ) from error
     except Exception as error:
         error.add_note(f"(in {what})")
         raise
     if not isinstance(value, Tensor) or value.dim() != 0:
         shape = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise HypergradientError(f"{what} returned {shape}, not a scalar: end it with .mean() or .sum()")
+        advice = "end it with .mean() or .sum()" if isinstance(value, Tensor) else "leave out .item() or float()"
+        raise HypergradientError(f"{what} returned {shape}, not a scalar: {advice}")
     return value
 
 

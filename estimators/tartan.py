@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import tree
-from .adaptation import refuse_rule_hparams
+from .adaptation import recorded_before_last, refuse_rule_hparams
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
 from .multitask import MultiTask
@@ -107,10 +107,7 @@ class Tartan:
     def _state(self, record: Record) -> State:
         if self.at_end:
             return record.end
-        before = record.states.get(record.end.step - 1)
-        if before is None:
-            raise HypergradientError("the state before the last step was not recorded: run(..., tail=1), every=1")
-        return before
+        return recorded_before_last(record)
 
     def _body(self, grads: list[Tree], moved: Collection[str]) -> list[str]:
         if self.body == "all":

@@ -155,7 +155,12 @@ def check(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor] | None 
         HypergradientError: not a dict of floating tensors, mixed dtypes or devices, or unlike ``like``.
     """
     if not isinstance(a, Mapping) or not all(isinstance(x, Tensor) for x in a.values()):
-        raise HypergradientError(f"{what} must be a dict of tensors such as {{'w': tensor}}, got {type(a).__name__}")
+        got = type(a).__name__
+        if isinstance(a, Mapping):
+            got += " with " + ", ".join(
+                f"{k!r}: {type(x).__name__}" for k, x in a.items() if not isinstance(x, Tensor)
+            )
+        raise HypergradientError(f"{what} must be a dict of tensors such as {{'w': tensor}}, got {got}")
     if not a:
         raise HypergradientError(f"{what} is empty: it needs at least one tensor")
     for k, x in a.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from queue import Queue
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "docs" / "mutations.md"
 TESTS = ["test_gate", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
          "test_rules_derivatives", "test_definitions", "test_solvers", "test_products", "test_adaptation", "test_rules",
          "test_composed", "test_truth", "test_randomness", "test_properties", "test_contract", "test_bad_input", "test_edge_cases",
@@ -147,7 +149,7 @@ MUTATIONS = [
              "hyperparameters of a schedule's later pieces overlooked"),
     Mutation("groups-last-pattern", "rules/groups.py", "(pattern for pattern in self.rules if", "(pattern for pattern in reversed(self.rules) if",
              "the last pattern wins"),
-    Mutation("greedy-no-moments", "greedy.py", "before = record.states.get(record.end.step - 1)",
+    Mutation("greedy-no-moments", "greedy.py", "before = recorded_before_last(record)",
              "before = record.end._replace(step=record.end.step - 1)", "moments after the step for those before it"),
     Mutation("tartan-sign", "tartan.py", "slopes = -agreement.to(", "slopes = agreement.to(",
              "the minus that eqs. 7 to 9 have lost"),
@@ -185,13 +187,9 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def _run(copy: Path, near: str = "") -> tuple[bool, str]:
-    """Run the tests up to the first failure, those that share a word with the mutated file first."""
-    words = set(Path(near).stem.split("_")) | ({"rules"} if near.startswith("rules/") else set())
-    order = sorted(
-        TESTS, key=lambda t: not words & {w.rstrip("s") for w in t.split("_")} and not words & set(t.split("_"))
-    )
-    tests = [f"tests/{t}.py" for t in order if (copy / f"tests/{t}.py").exists()]
+def _run(copy: Path, first: str = "") -> tuple[bool, str]:
+    """Run the tests up to the first failure, ``first`` before the others."""
+    tests = [f"tests/{t}.py" for t in sorted(TESTS, key=lambda t: t != first) if (copy / f"tests/{t}.py").exists()]
     out = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
         cwd=copy, env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
@@ -207,13 +205,19 @@ def _copy(folder: Path) -> Path:
     return folder
 
 
-def _try(m: Mutation, copies: Queue[Path]) -> tuple[bool, str]:
+def _noticed() -> dict[str, str]:
+    """Mutation -> the test file that noticed it last time."""
+    text = RECORD.read_text() if RECORD.exists() else ""
+    return dict(re.findall(r"^\| `([\w-]+)` .*`tests/(\w+)\.py", text, re.M))
+
+
+def _try(m: Mutation, copies: Queue[Path], first: str) -> tuple[bool, str]:
     """Whether a test noticed, and the row of the report."""
     copy, begin = copies.get(), time.monotonic()
     target = copy / "estimators" / m.file
     original = target.read_text()
     target.write_text(original.replace(m.before, m.after))
-    caught, by = _run(copy, m.file)
+    caught, by = _run(copy, first)
     target.write_text(original)
     copies.put(copy)
     verdict = "caught  " if caught else "SURVIVED"
@@ -232,11 +236,12 @@ def main(names: list[str]) -> int:
         copies: Queue[Path] = Queue()
         for i in range(jobs):  # made at once: what is edited meanwhile has no influence
             copies.put(_copy(Path(folder) / str(i)))
-        failed, by = _run(first := copies.get())
-        copies.put(first)
+        failed, by = _run(whole := copies.get())
+        copies.put(whole)
         if failed:
             raise SystemExit(f"the suite fails without any mutation: {by}")
-        found = list(pool.map(lambda m: _try(m, copies), chosen))
+        known = _noticed()
+        found = list(pool.map(lambda m: _try(m, copies, known.get(m.name, "")), chosen))
     survivors = sum(not caught for caught, _ in found)
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     if not names:
@@ -255,7 +260,7 @@ def _report(rows: list[str], survivors: int) -> None:
         f"{len(rows) - survivors} of {len(rows)} caught.", "",
         "| mutation | file | what is broken | result | first test that noticed |", "|---|---|---|---|---|", *rows, "",
     ]  # fmt: skip
-    (ROOT / "docs" / "mutations.md").write_text("\n".join(lines))
+    RECORD.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

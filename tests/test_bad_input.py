@@ -476,3 +476,28 @@ def test_a_record_that_lacks_what_is_needed(estimator, tail, message):
 def test_fields_out_of_range(build, message):
     with pytest.raises(HypergradientError, match=message):
         build()
+
+
+# ---------------------------------------------------------------- things of the wrong kind
+
+
+def test_things_of_the_wrong_kind_are_named():
+    s = stage()
+    record = run(s, START, HPARAMS, tail=None)
+    for args, text in (
+        (([s], ["sama"], [record]), "'sama' is no estimator.*`estimate` takes names too"),
+        (([s], [Unroll], [record]), "Unroll.*is no estimator: give one such as SAMA"),
+        (([s], [Unroll()], [START]), "dict is no Record: give what run"),
+        ((s, Unroll(), record), "are lists"),
+    ):
+        with pytest.raises(HypergradientError, match=text):
+            hypergradient(outer, *args, HPARAMS)
+    for solver in (CG, "cg"):
+        with pytest.raises(HypergradientError, match="give a solver such as CG"):
+            Implicit(solver)
+    with pytest.raises(HypergradientError, match="got dict with 'rate': float"):
+        go(hparams={**HPARAMS, "rate": -3.0})
+    with pytest.raises(HypergradientError, match="Stage.rule reads 'rat', but hparams hold"):
+        run(stage(rule=lambda h: SGD(lr=h["rat"])), START, HPARAMS)
+    with pytest.raises(HypergradientError, match="returned float, not a scalar: leave out .item"):
+        run(stage(lambda p, h, b: 1.0), START, HPARAMS)
