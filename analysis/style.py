@@ -33,7 +33,7 @@ LOOKS: dict[str, Look] = {
     "sama": Look("#AA3377", "d", "-"),
     "sama-exact": Look("#CC79A7", "p", "--"),
     "composed": Look("#666666", "8", "-"),
-    "greedy": Look("#DDCC77", (7, 1, 0), "-"),
+    "greedy": Look("#CC3311", (7, 1, 0), "-"),
     "finite-difference": Look("#225522", (3, 1, 180), "-."),
     "evolution": Look("#66AA55", (9, 1, 0), "-."),
     "plain": Look("#777777", (4, 1, 20), (0, (1, 3))),

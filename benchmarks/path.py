@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 
@@ -28,9 +29,9 @@ def follow(
     lam = {k: x.detach().clone() for k, x in problem.hparams.items()}
     optimizer = torch.optim.Adam(lam.values(), lr=lr)
     cosines, angles, values, distances = [], [], [], [_distance(lam, problem.optimum)]
-    for _ in range(steps):
+    for t in range(steps):
         here = {k: x.detach().clone() for k, x in lam.items()}
-        answer = estimate(problem, estimators, here, throw=False)
+        answer = estimate(problem, [_redrawn(e, t) for e in estimators], here, throw=False)
         errors = compare(answer.hparams, problem.exact(here))
         cosines.append(errors["cosine"])
         angles.append(errors["angle"])
@@ -44,6 +45,13 @@ def follow(
         "truth": "closed form",
         "path": {"cosine": cosines, "angle": angles, "value": values, "distance": distances},
     }
+
+
+def _redrawn(estimator: Estimator, t: int) -> Estimator:
+    """``estimator`` with draws of its own for meta step ``t``, if it draws: the same directions at every step would keep
+    evolution strategies in the span of a few."""
+    seed = getattr(estimator, "seed", None)
+    return cast(Estimator, replace(cast(Any, estimator), seed=seed + t)) if isinstance(seed, int) else estimator
 
 
 def _distance(lam: dict[str, torch.Tensor], optimum: dict[str, torch.Tensor] | None) -> float | None:

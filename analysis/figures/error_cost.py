@@ -46,7 +46,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     for axes, case in zip(grid.flat, cases, strict=False):
         mine = rows[rows["case"] == case]
         _panel(axes, mine, names)
-        for note in missing(cells[cells["case"] == case], ["angle", "time_ratio"], names):
+        for note in missing(cells[cells["case"] == case], ["angle", "time_ratio"]):
             where.setdefault(note, []).append(_title(case))
         axes.set(xscale="log", yscale="log")
         axes.set_xlabel("time of the hypergradient, run not\nincluded / one training gradient", fontsize=7)
@@ -65,7 +65,10 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     lost += [f"{note} on {', '.join(places)}" for note, places in where.items()]
     if dtype:
         figure.suptitle(dtype.removeprefix(", "), fontsize=8)
-    legend_below(figure, handles, 5, not_shown([*lost, *others]))
+    notes = [
+        "small, faint: each seed; large: the median. An estimator that does not apply to a problem is absent from its panel"
+    ]
+    legend_below(figure, handles, 5, [*notes, *not_shown([*lost, *others])])
     return figure
 
 

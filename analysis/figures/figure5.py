@@ -28,6 +28,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     names = list(rows["estimator"])
     cosines = {n: _series(y) for n, y in zip(names, rows["path_cosine"], strict=True)}
     distances = {n: _series(y) for n, y in zip(names, rows["path_distance"], strict=True)}
+    controls = set(rows.loc[rows["scale"] == "none", "estimator"])
     all_cosines, all_distances = _finite(cosines), _finite(distances)
     if not all_cosines.size and not all_distances.size:
         return None
@@ -35,7 +36,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         coinciding(cosines, SAME_COSINE), coinciding(distances, SAME_DISTANCE * float(all_distances.max(initial=0)))
     )
 
-    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    lines = sum(-(-len(group) // 3) for group in groups)  # of the legend, in two columns
+    figure = Figure(figsize=(WIDTH, 2.7 + 0.08 * lines), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, group in enumerate(groups):
         style = look(group[0], names)
@@ -45,10 +47,14 @@ def draw(frame: pd.DataFrame) -> Figure | None:
                 y, color=style.color, marker=style.marker, linestyle=style.line, markersize=3.5,
                 markevery=(2 * i % 10, 10), zorder=3 - i / 100, gid=group[0],
             )  # fmt: skip
-    left.set(xlabel="meta step $t$", ylabel=r"cosine to the true $\nabla_\lambda M$ at own $\lambda_t$")
+    left.set(xlabel="meta step $t$", ylabel="cosine to the true\n" r"$\nabla_\lambda M$ at own $\lambda_t$")
     right.set(xlabel="meta step $t$", ylabel=r"distance $\|\lambda_t-\lambda^*\|_2$")
     low = float(all_cosines.min(initial=1))
-    left.set_ylim(min(0.0, low - 0.05) if low < 0.5 else low - 0.05, 1.02)
+    left.set_ylim(min(0.0, low - 0.05) if low < 0.5 else low - 0.05, 1.05)
+    reach = [y for n, y in distances.items() if n not in controls and np.isfinite(y).any()]
+    if reach and len(reach) < len(distances):  # what goes nowhere must not set the scale
+        span = max(float(np.nanmax(y)) for y in reach)
+        right.set_ylim(0.95 * min(float(np.nanmin(y)) for y in reach), 1.05 * span)
     left.set_title("direction", loc="left")
     right.set_title("distance to the optimum", loc="left")
     for axes, values in ((left, all_cosines), (right, all_distances)):
