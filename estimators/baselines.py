@@ -17,7 +17,7 @@ import torch
 
 from . import tree
 from .errors import HypergradientError, NotApplicableError
-from .estimator import FIRST_STATE_ONLY, Cost, Pullback
+from .estimator import Cost, FromTheStart, Pullback
 from .influence import influential
 from .solvers import Outcome
 from .stage import Record, Stage, run
@@ -88,7 +88,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class FiniteDifference:
+class FiniteDifference(FromTheStart):
     """(<c, end(lam + h e_i)> - <c, end(lam - h e_i)>) / 2h for every scalar lam_i, by running the stage again.
 
     The outer loss is linearised at the recorded end: c is its gradient there, and it is not evaluated at the shifted ends. The
@@ -113,15 +113,6 @@ class FiniteDifference:
     def __post_init__(self) -> None:
         if (self.step is not None and not self.step > 0) or self.max_hparams < 1:
             raise HypergradientError(f"{self}: step must be positive, max_hparams at least 1")
-
-    @property
-    def tail(self) -> None:
-        return None
-
-    @property
-    def every(self) -> int:
-        """Only the first state is needed."""
-        return FIRST_STATE_ONLY
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
         """See `Estimator`.
@@ -159,7 +150,7 @@ class FiniteDifference:
 
 
 @dataclass(frozen=True)
-class Evolution:
+class Evolution(FromTheStart):
     """Mean over ``pairs`` draws of <c, end(lam + sigma u) - end(lam - sigma u)> / 2 sigma u, u standard normal.
 
     Antithetic evolution strategies (Salimans et al. 2017; Metz et al. 2019), but of the outer loss linearised at the recorded
@@ -184,15 +175,6 @@ class Evolution:
     def __post_init__(self) -> None:
         if self.pairs < 1 or not self.sigma > 0:
             raise HypergradientError(f"{self}: pairs must be at least 1, sigma positive")
-
-    @property
-    def tail(self) -> None:
-        return None
-
-    @property
-    def every(self) -> int:
-        """Only the first state is needed."""
-        return FIRST_STATE_ONLY
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
         """See `Estimator`.

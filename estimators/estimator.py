@@ -17,9 +17,6 @@ from .stage import Record, Stage, run, scalar
 from .state import State
 from .tree import Tree
 
-FIRST_STATE_ONLY = 2**62
-"""``every`` of an estimator that goes over the whole run but wants only its first state."""
-
 Outer = Callable[[Tree, Tree], Tensor]
 """(params, hparams) -> scalar: the outer (meta, validation) loss."""
 
@@ -128,6 +125,18 @@ class Hypergradient:
     @property
     def cost(self) -> Cost:
         return sum((p.cost for p in self.pullbacks), Cost())
+
+
+class FromTheStart:
+    """What an estimator that goes over the whole run again wants recorded: its first state, and no other."""
+
+    @property
+    def tail(self) -> None:
+        return None
+
+    @property
+    def every(self) -> int:
+        return 2**62
 
 
 def hypergradient(

@@ -13,7 +13,7 @@ from torch.func import grad, jvp, vmap
 from . import tree
 from .adaptation import check_derivative, check_differentiable, rule_hparams
 from .errors import HypergradientError, NotApplicableError
-from .estimator import FIRST_STATE_ONLY, Cost, Pullback
+from .estimator import Cost, FromTheStart, Pullback
 from .products import NoGradCutsTangents, reverse_over_reverse
 from .rules import Slots, is_linear, step_tree
 from .solvers import Outcome
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Forward:
+class Forward(FromTheStart):
     """Carry Z = d(theta, slots)/dlam along the run, then answer Z^T c.
 
     Z' = Z + (du/dg)(H Z + M) + ...: memory does not grow with the steps but with the number of hyperparameters, and
@@ -46,15 +46,6 @@ class Forward:
     def __post_init__(self) -> None:
         if self.max_hparams < 1 or (self.chunk is not None and self.chunk < 1):
             raise HypergradientError(f"{self}: max_hparams and chunk must be at least 1")
-
-    @property
-    def tail(self) -> None:
-        return None
-
-    @property
-    def every(self) -> int:
-        """Only the first state is needed."""
-        return FIRST_STATE_ONLY
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
         """See `Estimator`.

@@ -157,9 +157,7 @@ def check(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor] | None 
     if not isinstance(a, Mapping) or not all(isinstance(x, Tensor) for x in a.values()):
         got = type(a).__name__
         if isinstance(a, Mapping):
-            got += " with " + ", ".join(
-                f"{k!r}: {type(x).__name__}" for k, x in a.items() if not isinstance(x, Tensor)
-            )
+            got += " with " + ", ".join(f"{k!r}: {type(x).__name__}" for k, x in a.items() if not isinstance(x, Tensor))
         raise HypergradientError(f"{what} must be a dict of tensors such as {{'w': tensor}}, got {got}")
     if not a:
         raise HypergradientError(f"{what} is empty: it needs at least one tensor")

@@ -329,7 +329,9 @@ def test_a_name_that_is_no_leaf_s_and_a_pattern_that_comes_too_late_are_refused(
 
 def test_frozen_leaves_need_no_rule() -> None:
     problem = toy(Groups({"w": SGD(lr=0.1)}), steps=2)
-    run(replace(problem.stages[0], frozen=frozenset({"b", "scale"})), problem.start, problem.hparams)
+    end = run(replace(problem.stages[0], frozen=frozenset({"b", "scale"})), problem.start, problem.hparams).end
+    assert torch.equal(end.params["b"], problem.start["b"])  # type: ignore[index]
+    assert not torch.equal(end.params["w"], problem.start["w"])  # type: ignore[index]
 
 
 def test_a_schedule_that_ends_at_zero() -> None:

@@ -76,6 +76,7 @@ def leaf_rule(rule: AnyRule, leaf: str, step: int) -> Rule:
 
 
 def leaf_rules(rule: AnyRule, leaves: Collection[str], step: int) -> dict[str, Rule]:
+    """The leaf rules that move ``leaves`` in step ``step``, by leaf."""
     return {k: leaf_rule(rule, k, step) for k in leaves}
 
 
@@ -130,6 +131,8 @@ def rewind_tree(rule: AnyRule, grads: Tree, state: State) -> State:
 
 
 class Rewinds(Protocol):
+    """A leaf rule that can take a step back (see `Rule`)."""
+
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]: ...
 
 
