@@ -61,7 +61,10 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         low, high = min(a.get_ylim()[0] for a in errors), max(a.get_ylim()[1] for a in errors)
         for axes in errors:
             axes.set_ylim(low, high)
-    handles = [handle(n, names) for n in names]
+    drawn = {
+        n for _, members, value, _ in panels for n in members if rows.loc[rows["estimator"] == n, value].notna().any()
+    }
+    handles = [handle(n, names) for n in names if n in drawn]
     handles.append(Line2D([], [], color="#777777", linestyle=(0, (2, 2)), linewidth=0.9, label="theory's upper bound"))
     lost = missing(cells[~cells["estimator"].isin(names)], [])
     for _, members, value, _ in panels:
