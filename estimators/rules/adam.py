@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
-from .parts import Betas, coupled, earlier_averages
+from .parts import Betas, averages, coupled, earlier_averages, larger, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,21 +52,17 @@ class Adam(Betas):
     def _step(self, slots: Slots, t: int) -> Tensor:
         """-lr/(1-b1^t) m / (sqrt(s/(1-b2^t)) + eps) from the slots after the step."""
         mean, square = slots["exp_avg"], slots["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
-        live = square > 0
-        root = torch.where(live, torch.where(live, square, 1.0).sqrt(), 0.0)
-        ratio = mean / (root / (1 - self.beta2**t) ** 0.5 + self.eps)
-        return -self.lr / (1 - self.beta1**t) * torch.where(live, ratio, ratio.detach())
+        ratio = mean / (root(square) / (1 - self.beta2**t) ** 0.5 + self.eps)
+        return -self.lr / (1 - self.beta1**t) * where_live(square > 0, ratio)
 
     def _decayed_grad(self, grad: Tensor, param: Tensor) -> Tensor:
         return coupled(grad, self.weight_decay, param)
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         grad = self._decayed_grad(grad, param)
-        square = self.beta2 * slots["exp_avg_sq"] + (1 - self.beta2) * grad * grad
-        after = {"exp_avg": self.beta1 * slots["exp_avg"] + (1 - self.beta1) * grad, "exp_avg_sq": square}
+        after = averages(grad, slots, self.beta1, self.beta2)
         if self.amsgrad:
-            # `where`, not `maximum`: on a tie autograd would give each side half.
-            after["max_exp_avg_sq"] = torch.where(square >= slots["max_exp_avg_sq"], square, slots["max_exp_avg_sq"])
+            after["max_exp_avg_sq"] = larger(after["exp_avg_sq"], slots["max_exp_avg_sq"])
         return self._step(after, t), after
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
