@@ -135,22 +135,29 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     """
     before = state_before_last(stage, record, hparams)
     grads = cast(Tree, record.grad)
-    adapted = tree.fill(pull_rule(stage, before, hparams, grads, cotangent, {}).grads, grads)
+    adapted = _pulled_gradients(stage, before, hparams, grads, cotangent)
     if not tree.any_nonzero(adapted) and tree.any_nonzero(grads):
         ones = tree.map_tree(torch.ones_like, record.end.params)
-        if not tree.any_nonzero(pull_rule(stage, before, hparams, grads, ones, {}).grads):
+        if not tree.any_nonzero(_pulled_gradients(stage, before, hparams, grads, ones)):
+            names = names_of(stage.bind(hparams), grads, before.step)
             raise NotApplicableError(
-                f"the update of {names_of(stage.bind(hparams), grads, before.step)} has no derivative with respect to its gradient, or zero in every "
-                "coordinate (a sign, a detached gradient, a learning rate of 0; Adam's first step nearly is one): no "
-                "estimator can differentiate through it; use an Implicit estimator or SAMA(adapt=False)"
+                f"the update of {names} has no derivative with respect to its gradient, or zero in every coordinate (a sign, "
+                "a detached gradient, a learning rate of 0; Adam's first step nearly is one): no estimator can differentiate "
+                "through it; use an Implicit estimator or SAMA(adapt=False)"
             )
     return adapted
+
+
+def _pulled_gradients(stage: Stage, before: State, hparams: Tree, grads: Tree, cotangent: Tree) -> Tree:
+    """(du/dg)^T c of the update that uses ``grads`` at ``before``, zero where nothing comes through."""
+    return tree.fill(pull_rule(stage, before, hparams, grads, cotangent, {}).grads, grads)
 
 
 def adaptation(stage: Stage, record: Record, hparams: Tree) -> Preconditioner:
     """D = -(du/dg)^T of the last update u, as a preconditioner: c -> -`adapt`(c).
 
-    A diagonal one is computed once; that of a rule that mixes coordinates costs a pullback of the update each time.
+    A diagonal one is computed once; that of a rule that mixes coordinates costs a pullback of the update each time, from
+    a state before the step that is found once.
 
     Raises:
         NotApplicableError: as `adapt`.
@@ -161,8 +168,13 @@ def adaptation(stage: Stage, record: Record, hparams: Tree) -> Preconditioner:
     rules = leaf_rules(rule, diagonal, record.end.step - 1).values()
     if not getattr(rule, "transforms", False) and all(declares(r, "diagonal") for r in rules):
         return Preconditioner(lambda c: {k: diagonal[k] * x for k, x in c.items()}, symmetric=True)
-    rest = tree.zeros_like(record.end.params)
-    return Preconditioner(lambda c: tree.scale(adapt(stage, record, hparams, {**rest, **c}), -1.0), symmetric=False)
+    before, rest = state_before_last(stage, record, hparams), tree.zeros_like(record.end.params)
+    grads = cast(Tree, record.grad)
+
+    def apply(c: Tree) -> Tree:
+        return tree.scale(_pulled_gradients(stage, before, hparams, grads, {**rest, **c}), -1.0)
+
+    return Preconditioner(apply, symmetric=False)
 
 
 def young(stage: Stage, record: Record, hparams: Tree) -> bool:
