@@ -15,13 +15,12 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from estimators import Problem, Stage
 
 from . import digits_reweighting
 from .common import Tree, cross_entropy, require
-from .digits_reweighting import Batch
+from .digits_reweighting import Batch, classify
 from .tuned_rule import raw, tuned_rule
 
 CITATION = "after Lichtarge et al. 2022; digits: UCI, bundled with scikit-learn"
@@ -78,8 +77,7 @@ def make(
 
     def loss(params: Tree, hparams: Tree, drawn: Batch) -> Tensor:
         images, labels, _ = drawn
-        first, second = ((params[f"classifier.{i}.weight"], params[f"classifier.{i}.bias"]) for i in (0, 2))
-        return cross_entropy(linear(linear(images.to(first[0]), *first).tanh(), *second), labels).mean()
+        return cross_entropy(classify(params, images), labels).mean()
 
     return Problem(
         name="digits_label_noise",

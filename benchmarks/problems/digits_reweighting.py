@@ -130,8 +130,7 @@ def make(
     hparams, weigh = _outer_space(space, source, n_train, weight_hidden, detach)
 
     def losses(params: Tree, images: Tensor, classes: Tensor) -> Tensor:
-        images = images.to(params["classifier.0.weight"].dtype)
-        return cross_entropy(_mlp(params, "classifier", torch.tanh, images), classes)
+        return cross_entropy(classify(params, images), classes)
 
     def loss(params: Tree, hparams: Tree, drawn: Batch) -> Tensor:
         each = losses(params, drawn[0], drawn[1])
@@ -167,10 +166,15 @@ def held_out(*, seed: int, n_train: int = 500, n_valid: int = 300) -> tuple[Tens
     return torch.as_tensor(pixels[left], dtype=torch.float64) / 16, torch.as_tensor(labels[left])
 
 
+def classify(params: Tree, images: Tensor) -> Tensor:
+    """(m, 64) images -> (m, 10) logits."""
+    return _mlp(params, "classifier", torch.tanh, images.to(params["classifier.0.weight"].dtype))
+
+
 def accuracy(params: Tree, images: Tensor, labels: Tensor) -> float:
     """Share of ``images`` that the classifier gets right."""
     with torch.no_grad():
-        logits = _mlp(params, "classifier", torch.tanh, images.to(params["classifier.0.weight"]))
+        logits = classify(params, images.to(params["classifier.0.weight"]))
     return float((logits.argmax(1).cpu() == labels).double().mean())
 
 
