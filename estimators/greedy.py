@@ -19,10 +19,10 @@ class Greedy:
     """(du/dlam)^T c of the last update u(g, slots, theta; lam), c the outer gradient at the end.
 
     Guided learning (Lichtarge et al. 2022, algorithm 1); for a learning rate of SGD hypergradient descent (Baydin et al.
-    2018). The last gradient g does not depend on a
-    hyperparameter that sits in the rule, so no second derivative is involved: with alpha = exp(a) in
-    theta' = theta - alpha v it is -alpha <c, v>. What the hyperparameters did to all earlier steps is left out: exact
-    for a run of one step, and short-sighted for longer ones. `Unroll` with ``last=K`` is the same with a longer horizon.
+    2018). The last gradient g does not depend on a hyperparameter that sits in the rule, so no second derivative is
+    involved: with alpha = exp(a) in theta' = theta - alpha v it is -alpha <c, v>. What the hyperparameters did to all
+    earlier steps is left out: exact for a run of one step, and short-sighted for longer ones. `Unroll` with ``last=K`` is
+    the same with a longer horizon.
 
     A hyperparameter without influence on this very update (a momentum in the first one) has hypergradient 0.
     """

@@ -41,14 +41,14 @@ IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable", "maximize"
 
 
 def _fields(kind: type, group: Group, *ignored: str, **changed: Any) -> Rule:
-    """``kind`` with the fields that the group holds under the same names."""
+    """``kind`` with the fields that the group holds under the same names, some settings ignored, some fields given."""
     names = {f.name for f in fields(kind)}
     known = names | IMPLEMENTATION | set(ignored) | changed.keys()
     if unknown := sorted(group.keys() - known):
         raise HypergradientError(
             f"the optimizer has the settings {unknown}, which {kind.__name__} does not know: write a rule that does"
         )
-    values = {k: _plain(v) for k, v in group.items() if k in names - set(ignored)}
+    values = {k: _plain(v) for k, v in group.items() if k in names}
     rule: Rule = kind(**{**values, **changed})
     return rule
 
@@ -61,8 +61,9 @@ def _plain(value: Any) -> Any:
 
 
 def _sgd(group: Group) -> Rule:
-    kind = Momentum if group["momentum"] else SGD
-    return _fields(kind, group, "momentum", "dampening", "nesterov") if kind is SGD else _fields(kind, group)
+    if group["momentum"]:
+        return _fields(Momentum, group)
+    return _fields(SGD, group, "momentum", "dampening", "nesterov")
 
 
 def _adam(group: Group) -> Rule:
@@ -143,19 +144,20 @@ def from_torch_optimizer(
         run(stage, live.state, hparams)                                         # or go on from there
 
     Without ``schedule`` the current learning rates are taken: after a scheduler's ``step()`` they are those of the *next*
-    step, so read the optimizer before it. Gradients that the loop clipped or scaled are taken as they are; the derivative of the clipping
-    is not part of the rule then (`ClipNorm` has it).
+    step, so read the optimizer before it. Gradients that the loop clipped or scaled are taken as they are; the derivative
+    of the clipping is not part of the rule then (`ClipNorm` has it).
 
     Args:
         optimizer: of a class in `TORCH_OPTIMIZERS`. It is not changed.
         params: the module, or name -> parameter; those with ``requires_grad``.
+        steps: optimizer steps taken so far. Needed for `torch.optim.SGD` and Muon, which do not count; the others do.
         schedule: what a `torch.optim.lr_scheduler.LambdaLR` on this optimizer has: step (from 0) -> factor. The rates are
             then the groups' ``initial_lr``, and the rule is `Scheduled` with it, right for every step before and after.
-        steps: optimizer steps taken so far. Needed for `torch.optim.SGD` and Muon, which do not count; the others do.
 
     Raises:
         HypergradientError: an unknown optimizer or setting, ``maximize=True``, a parameter of the optimizer that is not in
-            ``params`` or stands there twice, steps that are missing or contradict the optimizer's own count, or a state that does not fit.
+            ``params`` or stands there twice, steps that are missing or contradict the optimizer's own count, or a state
+            that does not fit.
     """
     kind = type(optimizer)
     if kind not in TORCH_OPTIMIZERS:
@@ -237,14 +239,15 @@ def _counts(found: Mapping[str, Group], slots: Mapping[str, Slots], steps: int |
 
 def _slots(rule: Rule, found: Mapping[str, Any], param: Tensor, name: str) -> Slots:
     """The rule's slots from the optimizer's state of one parameter; fresh ones where it has none yet."""
-    slots = rule.init(param)
+    initial = rule.init(param)
+    slots = dict(initial)
     if lost := sorted(slots.keys() - found.keys()) if found else []:
         raise HypergradientError(
             f"the optimizer's state of {name!r} lacks {lost}: was a setting changed during the run?"
         )
-    for slot, fresh in slots.items():
+    for slot, fresh in initial.items():
         if (value := found.get(slot)) is not None:
-            value = torch.as_tensor(value).detach().to(fresh.dtype).to(fresh.device).clone()
+            value = torch.as_tensor(value).detach().to(fresh, copy=True)
             slots[slot] = value.expand_as(fresh).clone() if value.dim() == 0 else value
-    tree.check_slots(slots, f"the optimizer's state of {name!r}", rule.init(param))
+    tree.check_slots(slots, f"the optimizer's state of {name!r}", initial)
     return slots
