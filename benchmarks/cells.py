@@ -19,21 +19,28 @@ SCHEMA = 1
 
 FINISHED = ("ok", "failed", "refused")
 
-Kind = Literal["point", "path"]
+Kind = Literal["point", "path", "meta"]
+
+AUTOCAST = "bfloat16-autocast"
+"""The ``dtype`` of a cell whose losses run under `torch.autocast` in bfloat16, with parameters in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One estimator at one instance of one problem: a *point*, or a *path* of meta steps from it.
+    """One estimator at one instance of one problem: a *point*, a *path* of meta steps from it, or the cost of one *meta* step.
 
     Attributes:
         estimator: registered name.
-        problem: registered name.
-        settings: what ``make`` is called with beside seed and dtype.
+        problem: registered name; of a workload for "meta".
+        settings: what ``make`` is called with beside seed, dtype and device.
         seed: of the problem.
-        dtype: "float64" or "float32".
-        kind: "point" measures one hypergradient; "path" follows it with a meta optimizer (Figure 5 of SAMA).
-        meta: for a path, the meta optimizer's ``steps`` and ``lr``.
+        dtype: "float64", "float32", or `AUTOCAST`.
+        kind: "point" measures one hypergradient; "path" follows it with a meta optimizer (Figure 5 of SAMA); "meta" takes the
+            throughput and the memory of a whole meta step of a workload.
+        meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``.
+        device: "cpu", "cuda", "cuda:1", ...
+        fields: of the estimator, in place of what is registered, dotted: ``{"solver.steps": 5}``.
+        workers: data-parallel processes ("meta" only).
         built: the estimator itself as text, so that a change of its fields makes another cell.
         code: hash of the sources that measure it, so that a change of the code makes another cell, too.
     """
@@ -45,6 +52,9 @@ class Cell:
     dtype: str = "float64"
     kind: Kind = "point"
     meta: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    fields: dict[str, Any] = field(default_factory=dict)
+    workers: int = 1
     built: str = ""
     code: str = ""
 
@@ -101,7 +111,8 @@ def code_version(thing: Any, make: Any = None) -> str:
     """
     root = Path(__file__).resolve().parent
     files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing) | _sources(make)
-    files |= {root / f"{name}.py" for name in ("accuracy", "measure", "path", "point", "theory")}
+    files |= {root / f"{name}.py" for name in ("accuracy", "path", "point", "theory")}
+    files |= set(root.joinpath("measure").rglob("*.py"))
     files |= {root / "problems" / f"{name}.py" for name in ("common", "descent", "reference", "tuned_rule")}
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.as_posix()):

@@ -1,0 +1,112 @@
+"""Exact peak memory: the bytes of the storages that tensors hold, counted as operations make and drop them."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Work = Callable[[], Any]
+
+# ``torch.tensor(...)`` reaches the dispatcher only as lift_fresh(x) -> x: that argument is new, not an outsider.
+_FRESH = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that came to life inside, while they live.
+
+    Storages are keyed by their C++ address. What an operation receives and was not seen before existed outside and
+    is not counted, so that a view of an argument costs nothing. Blind to scratch memory inside one kernel, and
+    therefore the same on every machine and thread count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.external: set[int] = set()
+        self.now = self.peak = 0
+        self._watches: dict[int, Any] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; torch's guard against compiling would double what each operation costs."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = [*_storages(args), *_storages(kwargs)]
+        if func not in _FRESH:
+            for storage in inputs:
+                if storage._cdata not in self.live:
+                    self._outside(storage)
+        out = func(*args, **kwargs)
+        for storage in inputs:  # resize_ and set_ change a storage in place
+            if storage._cdata in self.live:
+                self._count(storage._cdata, storage.nbytes())
+        for storage in _storages(out):
+            if storage._cdata not in self.external and storage._cdata not in self.live:
+                self._watch(storage, self._forget)
+                self._count(storage._cdata, storage.nbytes())
+        return out
+
+    def _outside(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.external:
+            self.external.add(storage._cdata)
+            self._watch(storage, self.external.discard)  # the address may be used again
+
+    def _watch(self, storage: torch.UntypedStorage, gone: Callable[[int], object]) -> None:
+        key = storage._cdata
+
+        def callback(_: Any) -> None:
+            self._watches.pop(key, None)
+            gone(key)
+
+        self._watches[key] = weakref.ref(storage, callback)
+
+    def _count(self, key: int, nbytes: int) -> None:
+        self.now += nbytes - self.live.get(key, 0)
+        self.live[key] = nbytes
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.live.pop(key, 0)
+
+    def close(self) -> None:
+        self._watches.clear()  # a weak reference that is gone calls nobody
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """Of all tensors in what an operation takes or gives: tensors, and lists, tuples and dicts of them."""
+    if isinstance(values, Tensor):
+        try:
+            yield values.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # sparse and other wrappers without a storage of their own
+            return
+    elif isinstance(values, (list, tuple, dict)):  # by hand: torch's pytree takes five times as long
+        for x in values.values() if isinstance(values, dict) else values:
+            yield from _storages(x)
+
+
+def peak_bytes(fn: Work) -> int:
+    """Largest number of bytes that tensors made by ``fn`` held at any one time, to the byte.
+
+    Args:
+        fn: what to measure; its result counts, what it is given does not.
+    """
+    gc.collect()
+    mode = _LiveBytes()
+    enabled = gc.isenabled()
+    gc.disable()  # collected at a time of its own choosing, a cycle would move the peak
+    try:
+        with mode:
+            fn()
+    finally:
+        mode.close()
+        if enabled:
+            gc.enable()
+    return mode.peak

@@ -1,0 +1,49 @@
+"""Workloads: what cost is measured on, at the size of real use. One a file, one line each in `WORKLOADS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from . import mlp_decay
+from .base import GENERATED, Workload, of_rank, with_autocast
+
+__all__ = ["GENERATED", "WORKLOADS", "Workload", "WorkloadEntry", "of_rank", "with_autocast"]
+
+
+@dataclass(frozen=True)
+class WorkloadEntry:
+    """One line of `WORKLOADS`.
+
+    Attributes:
+        make: keyword settings -> `Workload`. All take ``size``, ``unroll``, ``batch``, ``seed``, ``dtype`` and ``device``,
+            and have defaults; those that can read a user's own data take ``data``, a folder.
+        about: one line: what it is.
+        citation: whose experiment.
+        sizes: what ``size`` can be; "tiny" runs on any machine in a second or two.
+        reads: what ``data`` may hold, in words; empty: it takes none.
+        needs: modules beyond the dependencies, from the extra ``models``.
+    """
+
+    make: Callable[..., Workload]
+    about: str
+    citation: str
+    sizes: tuple[str, ...]
+    reads: str
+    needs: tuple[str, ...]
+
+
+def _entry(module: ModuleType) -> WorkloadEntry:
+    return WorkloadEntry(
+        module.make,
+        module.ABOUT,
+        module.CITATION,
+        tuple(module.SIZES),
+        getattr(module, "READS", ""),
+        getattr(module, "NEEDS", ()),
+    )
+
+
+WORKLOADS: dict[str, WorkloadEntry] = {
+    "mlp_decay": _entry(mlp_decay),
+}
+"""name -> how to make it. The key is ``Workload.problem.name``. Importing a workload imports no optional module: `make` does."""
