@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators import CentralDifference, Estimator, Hypergradient, State, hypergradient, run
 from estimators.tree import detach
 
+from .measure import Category
 from .workloads import Workload
 
 Kernel = Literal["best", "math"]
@@ -36,25 +37,40 @@ class MetaStep:
         estimator: for its one stage.
         state: where the steps start, as `settled` gives it; it is not changed, so that estimators may share it.
         kernel: see `Kernel`.
+
+    Attributes:
+        watch: given to `run`.
     """
+
+    watch: Callable[[State], None] | None = None
 
     def __init__(self, workload: Workload, estimator: Estimator, state: State, *, kernel: Kernel = "best") -> None:
         self.workload, self.estimator, self.state, self.kernel = workload, estimator, state, kernel
         self.hparams = detach(workload.problem.hparams)
         self._updated = {k: x.clone() for k, x in self.hparams.items()}  # the meta optimizer's own copy
-        self._meta = workload.meta(list(self._updated.values()))
+        self.meta = workload.meta(list(self._updated.values()))
+
+    @property
+    def resident(self) -> dict[Category, Any]:
+        """The tensors that are held between meta steps, by what they are for."""
+        return {
+            "parameters": self.state.params,
+            "slots": self.state.slots,
+            "hyperparameters": [self.hparams, self._updated, self.meta.state],
+        }
 
     def __call__(self) -> Hypergradient:
         problem, stage, e = self.workload.problem, self.workload.stage, self.estimator
         with _attention(self.kernel):
-            record = run(stage, self.state, self.hparams, tail=e.tail, every=getattr(e, "every", 1))
+            every = getattr(e, "every", 1)
+            record = run(stage, self.state, self.hparams, tail=e.tail, every=every, watch=self.watch)
         second_order = not isinstance(getattr(e, "product", None), CentralDifference)
         with _attention("math" if second_order else self.kernel):
             found = hypergradient(problem.outer, [stage], [e], [record], self.hparams, throw=False)
         for k, x in self._updated.items():
             x.grad = found.hparams[k]
-        self._meta.step()
-        self._meta.zero_grad()
+        self.meta.step()
+        self.meta.zero_grad()
         self.workload.between(record.end)
         return found
 
@@ -68,6 +84,11 @@ class PlainTraining:
         self.params = {k: x.detach().clone().requires_grad_(k in trained) for k, x in state.params.items()}
         self._optimizer = workload.optimizer([x for x in self.params.values() if x.requires_grad])
         self._step = 0
+
+    @property
+    def resident(self) -> dict[Category, Any]:
+        """As `MetaStep.resident`."""
+        return {"parameters": self.params, "slots": self._optimizer.state}
 
     def __call__(self) -> None:
         stage = self.workload.stage

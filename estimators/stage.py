@@ -205,7 +205,15 @@ def advance(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[S
     return State(params, slots, state.step + 1, missed), loss, grads
 
 
-def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = None, every: int = 1) -> Record:
+def run(
+    stage: Stage,
+    start: Tree | State,
+    hparams: Tree,
+    *,
+    tail: int | None = None,
+    every: int = 1,
+    watch: Callable[[State], None] | None = None,
+) -> Record:
     """Train, and record the last ``tail`` steps.
 
     Args:
@@ -215,6 +223,8 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
         tail: how many of the last steps to record: 0 none, None all. (One is recorded anyway for a rule without
             ``rewind``, whose adaptation needs it.)
         every: keep every ``every``-th state of the tail; `Unroll` replays those between.
+        watch: called with the state before the first step and with the one after each step: to log, to evaluate, to count
+            what memory holds. It must not change the state. One that keeps it keeps its memory.
 
     Raises:
         HypergradientError: a malformed start or hparams, a loss that is no scalar, reads other keys, draws random
@@ -236,6 +246,8 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
     grad: Tree | None = None
     names = set(stage.trained(state.params))
     drawn = _generator_states(state.params) if stage.seed is None else None
+    if watch is not None:
+        watch(state)
     for t in range(state.step, last):
         if t in recorded:
             states[t] = state
@@ -246,6 +258,8 @@ def run(stage: Stage, start: Tree | State, hparams: Tree, *, tail: int | None = 
             skipped[t] = frozenset(names - grad.keys())
         if drawn is not None:
             _check_no_draws(drawn, state.params, t)
+        if watch is not None:
+            watch(state)
     if grad is not None:
         check_reads(grad, names)
     record = Record(state, states, grad, torch.stack(losses) if losses else torch.empty(0), skipped)

@@ -5,6 +5,22 @@ Time and memory are never measured in the same pass: counting storages slows eve
 
 from .environment import environment
 from .live_bytes import peak_bytes
+from .meta_memory import memory_of_meta_step, memory_of_training
+from .split import CATEGORIES, Category, Memory, Meter, peak
 from .timing import LONG_SAMPLE, Timing, paired_timing, synchronise
 
-__all__ = ["LONG_SAMPLE", "Timing", "environment", "paired_timing", "peak_bytes", "synchronise"]
+__all__ = [
+    "CATEGORIES",
+    "LONG_SAMPLE",
+    "Category",
+    "Memory",
+    "Meter",
+    "Timing",
+    "environment",
+    "memory_of_meta_step",
+    "memory_of_training",
+    "paired_timing",
+    "peak",
+    "peak_bytes",
+    "synchronise",
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,12 +18,17 @@ Work = Callable[[], Any]
 _FRESH = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages that came to life inside, while they live.
 
     Storages are keyed by their C++ address. What an operation receives and was not seen before existed outside and
     is not counted, so that a view of an argument costs nothing. Blind to scratch memory inside one kernel, and
-    therefore the same on every machine and thread count.
+    therefore the same on every machine and thread count. Fake tensors have storages of their own, which hold no memory but
+    know their length: under a `FakeTensorMode` that is entered *before*, the count is the same to the byte.
+
+    Attributes:
+        now, peak: bytes.
+        live: bytes by address.
     """
 
     def __init__(self) -> None:
@@ -39,7 +45,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [*_storages(args), *_storages(kwargs)]
+        inputs = [*storages(args), *storages(kwargs)]
         if func not in _FRESH:
             for storage in inputs:
                 if storage._cdata not in self.live:
@@ -48,7 +54,7 @@ class _LiveBytes(TorchDispatchMode):
         for storage in inputs:  # resize_ and set_ change a storage in place
             if storage._cdata in self.live:
                 self._count(storage._cdata, storage.nbytes())
-        for storage in _storages(out):
+        for storage in storages(out):
             if storage._cdata not in self.external and storage._cdata not in self.live:
                 self._watch(storage, self._forget)
                 self._count(storage._cdata, storage.nbytes())
@@ -68,19 +74,45 @@ class _LiveBytes(TorchDispatchMode):
 
         self._watches[key] = weakref.ref(storage, callback)
 
+    def hold(self, values: Any) -> None:
+        """Count from now on what these tensors hold, although it was there before."""
+        for storage in storages(values):
+            if storage._cdata not in self.live:
+                self._watch(storage, self._forget)
+                self._count(storage._cdata, storage.nbytes())
+
     def _count(self, key: int, nbytes: int) -> None:
-        self.now += nbytes - self.live.get(key, 0)
+        change = nbytes - self.live.get(key, 0)
         self.live[key] = nbytes
-        self.peak = max(self.peak, self.now)
+        if change:
+            self._change(key, change)
 
     def _forget(self, key: int) -> None:
-        self.now -= self.live.pop(key, 0)
+        nbytes = self.live.pop(key, 0)
+        if nbytes:
+            self._change(key, -nbytes)
 
-    def close(self) -> None:
-        self._watches.clear()  # a weak reference that is gone calls nobody
+    def _change(self, key: int, nbytes: int) -> None:
+        """``nbytes`` more (or less) at ``key``."""
+        self.now += nbytes
+        self.peak = max(self.peak, self.now)
+
+    @contextmanager
+    def measuring(self) -> Iterator[Self]:
+        """Count what happens inside, once."""
+        gc.collect()
+        enabled = gc.isenabled()
+        gc.disable()  # collected at a time of its own choosing, a cycle would move the peak
+        try:
+            with self:
+                yield self
+        finally:
+            self._watches.clear()  # a weak reference that is gone calls nobody
+            if enabled:
+                gc.enable()
 
 
-def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+def storages(values: Any) -> Iterator[torch.UntypedStorage]:
     """Of all tensors in what an operation takes or gives: tensors, and lists, tuples and dicts of them."""
     if isinstance(values, Tensor):
         try:
@@ -89,7 +121,7 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
             return
     elif isinstance(values, (list, tuple, dict)):  # by hand: torch's pytree takes five times as long
         for x in values.values() if isinstance(values, dict) else values:
-            yield from _storages(x)
+            yield from storages(x)
 
 
 def peak_bytes(fn: Work) -> int:
@@ -98,15 +130,7 @@ def peak_bytes(fn: Work) -> int:
     Args:
         fn: what to measure; its result counts, what it is given does not.
     """
-    gc.collect()
-    mode = _LiveBytes()
-    enabled = gc.isenabled()
-    gc.disable()  # collected at a time of its own choosing, a cycle would move the peak
-    try:
-        with mode:
-            fn()
-    finally:
-        mode.close()
-        if enabled:
-            gc.enable()
-    return mode.peak
+    counter = LiveBytes()
+    with counter.measuring():
+        fn()
+    return counter.peak

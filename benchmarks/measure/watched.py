@@ -1,0 +1,51 @@
+"""Losses and streams that say when they are at work, without a change to what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
+
+from torch import Tensor
+
+from estimators import Stage, Tree
+from estimators.multitask import MultiTask
+from estimators.stage import Batch
+
+Inside = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which a call runs."""
+
+
+def within(fn: Callable[..., Any], inside: Inside) -> Callable[..., Any]:
+    """``fn``, every call of which runs in a fresh ``inside()``. A `MultiTask` loss stays one, since `Tartan` asks for it."""
+    if isinstance(fn, MultiTask):
+        return _MultiTask(fn.tasks, fn.logits, fn.penalty, inside)
+
+    @wraps(fn)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with inside():
+            return fn(*args, **kwargs)
+
+    return watched
+
+
+def watched_stage(stage: Stage, *, loss: Inside = nullcontext, stream: Inside = nullcontext) -> Stage:
+    """The same stage, its loss and its stream each in a context of its own."""
+    return replace(stage, loss=within(stage.loss, loss), stream=within(stage.stream, stream))
+
+
+@dataclass(frozen=True, eq=False)
+class _MultiTask(MultiTask):
+    """`losses` is what `Tartan` evaluates; the sum evaluates it too, inside its own context."""
+
+    inside: Inside = nullcontext
+
+    def __call__(self, params: Tree, hparams: Tree, batch: Batch) -> Tensor:
+        with self.inside():
+            return super().__call__(params, hparams, batch)
+
+    def losses(self, params: Tree, batch: Batch) -> dict[str, Tensor]:
+        with self.inside():
+            return super().losses(params, batch)
