@@ -51,7 +51,8 @@ def make(
         ValueError: no such size, or a number below 1.
     """
     require(size in SIZES, f"size={size!r}: choose one of {', '.join(SIZES)}")
-    n, w = batch or SIZES[size].batch, width or SIZES[size].width
+    n = SIZES[size].batch if batch is None else batch
+    w = SIZES[size].width if width is None else width
     require_positive(unroll=unroll, batch=n, width=w)
     source = torch.Generator().manual_seed(seed)
     net = nn.Sequential(

@@ -61,3 +61,10 @@ def weights(hparams: Tree, features: Tensor, name: str = "weight") -> Tensor:
         (b,)
     """
     return perceptron(hparams, name, features.reshape(len(features), -1))[:, 0].sigmoid()
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last dimension. Not torch's own, through which reverse over forward mode is refused (torch 2.13): written
+    out, every estimator can differentiate what lies between the hyperparameters and the loss."""
+    spread = (x - x.amax(-1, keepdim=True)).exp()  # the top cancels, its derivative too
+    return spread / spread.sum(-1, keepdim=True)
