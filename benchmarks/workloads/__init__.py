@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from . import bert_noisy, mlp_decay
+from . import bert_noisy, mlp_decay, resnet18_pruning, resnet50_pruning
 from .base import GENERATED, Workload, of_rank, with_autocast
 
 __all__ = ["GENERATED", "WORKLOADS", "Workload", "WorkloadEntry", "of_rank", "with_autocast"]
@@ -46,5 +46,7 @@ def _entry(module: ModuleType) -> WorkloadEntry:
 WORKLOADS: dict[str, WorkloadEntry] = {
     "mlp_decay": _entry(mlp_decay),
     "bert_noisy": _entry(bert_noisy),
+    "resnet18_pruning": _entry(resnet18_pruning),
+    "resnet50_pruning": _entry(resnet50_pruning),
 }
 """name -> how to make it. The key is ``Workload.problem.name``. Importing a workload imports no optional module: `make` does."""

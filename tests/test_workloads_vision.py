@@ -1,0 +1,208 @@
+"""What is specific to the image workloads: the networks, BatchNorm, the average of the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.meta_step import MetaStep, PlainTraining, settled
+from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads.resnet import drawn_weights, resnet
+from estimators import SAMA, CentralDifference, Implicit, Neumann, NotApplicableError, Unroll, run
+from estimators.products import reverse_over_forward, reverse_over_reverse
+
+PRUNING = ["resnet18_pruning", "resnet50_pruning"]
+NAMES = PRUNING
+
+
+def made(name, **settings):
+    return WORKLOADS[name].make(**{"dtype": torch.float64, **settings})
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_the_networks_have_as_many_weights_as_the_published_ones():
+    with torch.device("meta"):
+        # He et al. 2016 with 1000 classes, as every released copy of them; CIFAR's ResNet-18 of Kuangliu's and others
+        assert count(resnet(50, width=64, classes=1000, small=False)) == 25_557_032
+        assert count(resnet(18, width=64, classes=1000, small=False)) == 11_689_512
+        assert count(resnet(18, width=64, classes=10, small=True)) == 11_173_962
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_the_networks_compute_what_transformers_do(depth):
+    transformers = pytest.importorskip("transformers")
+    width = 4
+    sizes = [width * 2**i * (1 if depth == 18 else 4) for i in range(4)]
+    config = transformers.ResNetConfig(
+        embedding_size=width, hidden_sizes=sizes, depths=[2, 2, 2, 2] if depth == 18 else [3, 4, 6, 3],
+        layer_type="basic" if depth == 18 else "bottleneck", num_labels=5,
+    )  # fmt: skip
+    theirs = transformers.ResNetForImageClassification(config).double().train()
+    ours = resnet(depth, width=width, classes=5, small=False).double()
+    # both hold the same tensors; theirs list a block's shortcut before its branch, as ours do once sorted by "branch" last
+    names = [k for k, _ in ours.named_parameters()]
+    order = sorted(names, key=lambda k: (int(k.split(".")[0]), "branch" in k))
+    given = list(theirs.parameters())
+    assert len(order) == len(given)
+    ours.load_state_dict({k: p.detach() for k, p in zip(order, given, strict=True)})
+    images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(ours(images), theirs(images).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_weights_are_drawn_as_he_says():
+    with torch.device("meta"):
+        net = resnet(18, width=16, classes=10, small=True)
+    start = drawn_weights(net, torch.Generator().manual_seed(0), torch.float64, "cpu")
+    assert start.keys() == {k for k, _ in net.named_parameters()}
+    kernel = start["9.branch.2.0.weight"]  # the last 3x3 convolution: 128 x 128 x 3 x 3
+    assert kernel.shape == (128, 128, 3, 3)
+    assert float(kernel.std()) == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    assert all(bool((start[k] == 1).all()) for k in start if k.endswith(".1.weight"))
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def forward(workload, params, images, prefix=""):
+    """Logits by the module itself, in NumPy."""
+    settings = workload.settings
+    net = resnet(
+        settings["depth"], width=settings["width"], classes=settings["classes"], small=settings["depth"] == 18
+    ).double()
+    net.load_state_dict({k: params[prefix + k] for k, _ in net.named_parameters()})
+    return net(images).detach().numpy()
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_the_loss_is_the_formula(name):
+    w = made(name)
+    state = w.between(settled(w))  # the average is neither the start nor the end
+    params, h = state.params, {k: x.numpy() for k, x in w.problem.hparams.items()}
+    images, labels = w.stage.stream(3)
+    now, before = (softmax(forward(w, params, images, prefix)) for prefix in ("", "ema."))
+    each = -np.log(now[np.arange(len(labels)), labels.numpy()])
+    uncertainty = (before * np.log(before / now)).sum(1)
+    assert uncertainty.min() > 1e-6, "current and averaged predictions must differ, or nothing is tested"
+    features = np.stack([each, uncertainty], 1)
+    hidden = np.maximum(features @ h["weight.0.weight"].T + h["weight.0.bias"], 0)
+    weights = 1 / (1 + np.exp(-(hidden @ h["weight.2.weight"].T + h["weight.2.bias"])[:, 0]))
+    found = w.stage.loss(params, w.problem.hparams, (images, labels))
+    assert float(found) == pytest.approx((weights * each).mean(), rel=1e-9)
+    assert float(w.plain(params, (images, labels))) == pytest.approx(each.mean(), rel=1e-9)
+
+
+def test_the_average_follows_the_weights_between_meta_steps():
+    w = made("resnet18_pruning", ema=0.75)
+    before = settled(w)
+    copies = {k: x.clone() for k, x in before.params.items()}
+    after = w.between(before)
+    for k, x in copies.items():
+        assert torch.equal(before.params[k], x), f"{k}: the state that is handed in is not changed"
+        if k.startswith("ema."):
+            expected = 0.75 * x + 0.25 * copies[k.removeprefix("ema.")]
+            torch.testing.assert_close(after.params[k], expected, rtol=1e-12, atol=1e-14)
+        else:
+            assert after.params[k] is before.params[k]
+    assert after.step == before.step and after.slots is before.slots
+    end = run(w.stage, after, w.problem.hparams).end.params
+    assert all(torch.equal(end[k], x) for k, x in after.params.items() if k.startswith("ema.")), "frozen inside a stage"
+
+
+def test_nothing_differentiates_by_the_average_and_central_differences_evaluate_twice():
+    w = made("resnet18_pruning")
+    params, h, batch = settled(w).params, w.problem.hparams, w.stage.stream(0)
+    trained = w.stage.trained(params)
+    tangent = {k: torch.randn_like(params[k]) for k in trained}
+    calls = []
+
+    def loss(p, lam):
+        calls.append(None)
+        return w.stage.loss(p, lam, batch)
+
+    rows, mixed = reverse_over_reverse(loss, params, h, tangent, wrt_params=params, wrt_hparams=h)
+    assert rows.keys() == set(trained) and mixed.keys() == h.keys()
+    calls.clear()
+    CentralDifference(alpha=1e-3)(loss, params, h, tangent, wrt_hparams=h)
+    assert len(calls) == 2, "a third one would be the price of holding what a loss detaches"
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_products_through_batch_norm_are_right_or_refused(name):
+    w = made(name)
+    params, h, batch = w.between(settled(w)).params, w.problem.hparams, w.stage.stream(0)
+    trained = w.stage.trained(params)
+    tangent = {k: torch.randn_like(params[k]) for k in trained}
+
+    def loss(p, lam):
+        return w.stage.loss(p, lam, batch)
+
+    with pytest.raises(NotApplicableError, match=r"NativeBatchNorm.*reverse_over_reverse"):
+        reverse_over_forward(loss, params, h, tangent, wrt_params=trained)
+    exact = reverse_over_reverse(loss, params, h, tangent, wrt_params=trained, wrt_hparams=h)
+    # differences of gradients by hand, small enough a step to stay on one side of almost every kink of a ReLU
+    eps, ends = 1e-7, []
+    for sign in (1, -1):
+        theta = {
+            k: (x + sign * eps * tangent[k] if k in tangent else x).clone().requires_grad_(k in tangent)
+            for k, x in params.items()
+        }
+        lam = {k: x.clone().requires_grad_() for k, x in h.items()}
+        ends.append(torch.autograd.grad(loss(theta, lam), [*(theta[k] for k in trained), *lam.values()]))
+    numeric = torch.cat([((a - b) / (2 * eps)).flatten() for a, b in zip(*ends, strict=True)])
+    found = torch.cat([x.flatten() for x in [*(exact[0][k] for k in trained), *(exact[1][k] for k in h)]])
+    assert float((numeric - found).norm() / found.norm()) < 1e-4
+    # for the hyperparameters alone nothing is differentiated twice by what lies before them
+    _, light = reverse_over_forward(loss, params, h, tangent, wrt_hparams=h)
+    for k in h:
+        torch.testing.assert_close(light[k], exact[1][k], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluating_moves_nothing(name):
+    w = made(name)
+    state = settled(w)
+    before = {k: x.clone() for k, x in state.params.items()}
+    steps = [MetaStep(w, e, state) for e in (Unroll(), SAMA(), Implicit(Neumann(steps=2)))]
+    first = [step().hparams for step in steps]
+    PlainTraining(w, state)()
+    again = [step().hparams for step in reversed(steps)][::-1]
+    for a, b in zip(first, again, strict=True):
+        assert all(torch.equal(x, b[k]) for k, x in a.items())
+    assert all(torch.equal(x, before[k]) for k, x in state.params.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_made_and_run_over_fake_tensors(name):
+    with FakeTensorMode():
+        w = made(name, dtype=torch.float32)
+        params, batch = w.problem.start, w.stage.stream(0)
+        theta = {k: x.clone().requires_grad_() for k, x in params.items()}
+        value = w.stage.loss(theta, w.problem.hparams, batch)
+        torch.autograd.grad(value, [theta[k] for k in w.stage.trained(params)])
+        assert value.shape == w.problem.outer(params, w.problem.hparams).shape == w.plain(params, batch).shape == ()
+        assert len(batch[0]) == w.samples
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"size": "huge"}, "choose one of tiny"),
+        ({"batch": 1}, "BatchNorm needs at least 2"),
+        ({"batch": 0}, "batch=0"),
+        ({"unroll": 0}, "unroll=0"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+    ],
+)
+def test_bad_settings_are_refused(name, settings, says):
+    with pytest.raises(ValueError, match=says):
+        made(name, **settings)
