@@ -83,18 +83,19 @@ def pruning(
     with torch.device("meta"):  # the leaves are the only copy of the weights
         model = net()
     model.requires_grad_(False)
-    weights_now = drawn_weights(model, source, dtype, device)
-    average = {EMA + k: x.clone() for k, x in weights_now.items()}
+    theta = drawn_weights(model, source, dtype, device)
+    names = tuple(theta)
+    average = {EMA + k: x.clone() for k, x in theta.items()}
     hparams = two_layers(WEIGHT, 2, 1, source=source, dtype=dtype, device=device)
 
     def predict(params: Tree, images: Tensor) -> Tensor:
-        return functional_call(model, {k: params[k] for k in weights_now}, (images,))  # type: ignore[no-any-return]
+        return functional_call(model, {k: params[k] for k in names}, (images,))
 
     def averaged(params: Tree) -> Tree:
         # Constants for every estimator, also for those that differentiate by frozen leaves, so that no graph is kept.
         # Not by detach() or no_grad(): what these cut, central differences would record at theta and hold, at the
         # price of one more evaluation, and the average is no function of theta.
-        return {k: nn.Parameter(params[EMA + k], requires_grad=False) for k in weights_now}
+        return {k: nn.Parameter(params[EMA + k], requires_grad=False) for k in names}
 
     def plain(params: Tree, xy: Batch) -> Tensor:
         return cross_entropy(predict(params, xy[0]), xy[1])
@@ -108,11 +109,7 @@ def pruning(
         return (weights(hparams, torch.stack([each, uncertainty], 1), WEIGHT) * each).mean()
 
     def between(state: State) -> State:
-        moved = {
-            k: torch.lerp(x, state.params[k.removeprefix(EMA)], 1 - ema)
-            for k, x in state.params.items()
-            if k in average
-        }
+        moved = {EMA + k: torch.lerp(state.params[EMA + k], state.params[k], 1 - ema) for k in names}
         return state._replace(params={**state.params, **moved})
 
     return Workload(
@@ -128,7 +125,7 @@ def pruning(
                 )
             ],
             outer=lambda params, hparams: plain(params, drawn(-1)),  # drawn when needed: no batch stays alive
-            start={**weights_now, **average},
+            start={**theta, **average},
             hparams=hparams,
             about=about,
         ),
