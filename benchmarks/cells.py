@@ -21,6 +21,9 @@ FINISHED = ("ok", "failed", "refused")
 
 Kind = Literal["point", "path", "meta"]
 
+Failure = Literal["oom", "crash", "timeout", "nan", "error"]
+"""Why a cell failed: memory ran out, its process died, it took too long, something became NaN or infinite, or it raised."""
+
 AUTOCAST = "bfloat16-autocast"
 """The ``dtype`` of a cell whose losses run under `torch.autocast` in bfloat16, with parameters in float32."""
 
@@ -69,16 +72,21 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
-    def instance(self) -> tuple[str, str, int, str]:
-        """Cells that agree in this share a problem, its run and its truth."""
-        return self.problem, json.dumps(self.settings, sort_keys=True), self.seed, self.dtype
+    def instance(self) -> tuple[str, ...]:
+        """Cells that agree in this share a problem or a workload, its run and its truth."""
+        kind, meta = ("meta", self.meta) if self.kind == "meta" else ("", {})
+        place = self.problem, self.settings, self.seed, self.dtype, self.device, self.workers, meta
+        return (kind, *(json.dumps(x, sort_keys=True) for x in place))
 
     @property
     def label(self) -> str:
         """Short, for progress lines."""
-        settings = ",".join(f"{k}={v}" for k, v in self.settings.items())
+        fields, settings = (",".join(f"{k}={v}" for k, v in d.items()) for d in (self.fields, self.settings))
+        who = f"{self.estimator}({fields})" if fields else self.estimator
         what = f"{self.problem}({settings})" if settings else self.problem
-        return f"{self.estimator} on {what} seed {self.seed}" + (" path" if self.kind == "path" else "")
+        rest = f" {self.kind}" * (self.kind != "point") + f" {self.device}" * (self.device != "cpu")
+        rest += f" {self.dtype}" * (self.dtype != "float64") + f" {self.workers} workers" * (self.workers > 1)
+        return f"{who} on {what} seed {self.seed}{rest}"
 
     def file(self, out: Path) -> Path:
         return cells_folder(out) / f"{self.id}.json"
@@ -102,18 +110,24 @@ def built_as(thing: Any) -> str:
     return type(thing).__name__
 
 
-def code_version(thing: Any, make: Any = None) -> str:
+def code_version(thing: Any, make: Any = None, kind: Kind = "point") -> str:
     """Hash of what a result was made by: the library, the measuring, and the files of the estimator and the problem.
 
     Args:
         thing: the estimator; the classes of what it holds (a solver, a product) count as well.
-        make: the problem's maker.
+        make: the problem's or the workload's maker.
+        kind: of the cell; what measures a point does not measure a meta step.
     """
     root = Path(__file__).resolve().parent
     files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing) | _sources(make)
-    files |= {root / f"{name}.py" for name in ("accuracy", "path", "point", "theory")}
     files |= set(root.joinpath("measure").rglob("*.py"))
-    files |= {root / "problems" / f"{name}.py" for name in ("common", "descent", "reference", "tuned_rule")}
+    if kind == "meta":
+        files |= {f for name in ("meta_step", "throughput", "ranks") if (f := root / f"{name}.py").is_file()}
+        files |= set(root.joinpath("workloads").rglob("*.py"))  # they share parts, such as the transformer
+        files.add(root / "problems" / "common.py")
+    else:
+        files |= {root / f"{name}.py" for name in ("accuracy", "path", "point", "theory")}
+        files |= {root / "problems" / f"{name}.py" for name in ("common", "descent", "reference", "tuned_rule")}
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.as_posix()):
         digest.update(file.name.encode() + file.read_bytes())
@@ -177,8 +191,19 @@ def finished(cell: Cell, out: Path) -> str | None:
         return None  # absent or damaged: it is measured again
 
 
-def row(cell: Cell, status: str, reason: str | None = None, **content: Any) -> dict[str, Any]:
-    """The frame that every result file has."""
+def row(
+    cell: Cell, status: str, reason: str | None = None, failure: Failure | None = None, **content: Any
+) -> dict[str, Any]:
+    """The frame that every result file has.
+
+    Args:
+        cell: whose result it is.
+        status: one of `FINISHED`.
+        reason: in words, unless it is "ok".
+        failure: of a "failed" one, see `Failure`.
+        content: what was measured.
+    """
     return {
-        "schema": SCHEMA, "id": cell.id, "config": cell.config, "status": status, "reason": reason, **content,
+        "schema": SCHEMA, "id": cell.id, "config": cell.config, "status": status, "reason": reason,
+        "failure": failure, **content,
     }  # fmt: skip

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
-from estimators import registry
+from estimators import PRODUCTS, SOLVERS, registry
 
-from .cells import Cell, built_as, code_version
+from .cells import Cell, Kind, built_as, code_version
 
 MAIN_JOB = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wide", "noisy_quadratic", "digits_tasks")
 """Problems of the main job."""
@@ -57,15 +62,8 @@ def cells(
     meta_steps: int,
 ) -> list[Cell]:
     """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths."""
-    from .problems import PROBLEMS
-
-    @cache
-    def made(estimator: str, problem: str) -> dict[str, Any]:
-        thing = registry[estimator].estimator
-        return {"built": built_as(thing), "code": code_version(thing, PROBLEMS[problem].make)}
-
     found = [
-        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, **made(e, p))
+        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, **made(e, p, "point"))
         for p in problems
         for settings in settings_of(p, conds)
         for seed in seeds
@@ -75,7 +73,7 @@ def cells(
         found += [
             Cell(
                 estimator=e, problem="biased_regression", settings=dict(PATH), seed=seeds[0], dtype=dtype,
-                kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made(e, "biased_regression"),
+                kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made(e, "biased_regression", "path"),
             )
             for e in estimators
         ]  # fmt: skip
@@ -87,3 +85,119 @@ def settings_of(problem: str, conds: Sequence[float]) -> list[dict[str, Any]]:
     if problem == "biased_regression":
         return [{"cond": float(c)} for c in conds]
     return [dict(SMALL.get(problem, {}))]
+
+
+@cache
+def _made(estimator: str, problem: str, kind: Kind, fields: str) -> tuple[str, str]:
+    from .problems import PROBLEMS
+    from .workloads import WORKLOADS
+
+    thing = with_fields(registry[estimator].estimator, json.loads(fields))
+    make = WORKLOADS[problem].make if kind == "meta" else PROBLEMS[problem].make
+    return built_as(thing), code_version(thing, make, kind)
+
+
+def made(estimator: str, problem: str, kind: Kind, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``built`` and ``code`` of a cell: what it is measured with, so that a change makes another cell.
+
+    Args:
+        estimator: registered name.
+        problem: registered name; of a workload for "meta".
+        kind: of the cell.
+        fields: as `with_fields` takes them.
+    """
+    built, code = _made(estimator, problem, kind, json.dumps(fields or {}))
+    return {"built": built, "code": code}
+
+
+NONE = "none"
+"""How a sweep file writes None, for which TOML has no word."""
+
+
+def with_fields(estimator: Any, fields: Mapping[str, Any]) -> Any:
+    """``estimator`` with other values in some fields; the registered one is not changed.
+
+    Args:
+        estimator: one, or a tuple of one a stage.
+        fields: dotted path -> value: ``{"solver.steps": 5}``; of a tuple, the index first: ``{"0.solver.steps": 5}``. A product
+            or a solver is given by its name ("central-difference", "neumann"), None as "none". A solver comes before its own
+            fields, whichever is written first.
+
+    Raises:
+        UnknownName: there is no such field, or it cannot hold the value; the message says what there is.
+    """
+    for path in sorted(fields, key=lambda p: p.count(".")):  # a solver is exchanged before its fields are set
+        estimator = _with(estimator, path.split("."), fields[path], path)
+    return estimator
+
+
+def _with(thing: Any, path: Sequence[str], value: Any, where: str) -> Any:
+    """``thing`` with ``value`` at ``path``; ``where`` is the whole path, for messages."""
+    head, rest = path[0], path[1:]
+    if isinstance(thing, tuple):
+        if not head.isdecimal() or int(head) >= len(thing) or not rest:
+            raise UnknownName(
+                f"field {where!r}: {head!r} is no stage of this estimator, which has one part for each of {len(thing)} stages: "
+                f"begin with 0 to {len(thing) - 1}, as in '0.solver.steps'"
+            )
+        i = int(head)
+        return (*thing[:i], _with(thing[i], rest, value, where), *thing[i + 1 :])
+    name = type(thing).__name__
+    if not is_dataclass(thing) or isinstance(thing, type):
+        what = getattr(thing, "__name__", name)
+        raise UnknownName(f"field {where!r}: {what} has no fields")
+    known_fields = [f.name for f in fields_of(thing) if f.init]
+    if head not in known_fields:
+        raise UnknownName(f"field {where!r}: {name} has no field {head!r}; it has: {', '.join(known_fields) or 'none'}")
+    try:
+        new = _with(getattr(thing, head), rest, value, where) if rest else _fitting(thing, head, value, where)
+        return replace(thing, **{head: new})
+    except UnknownName:
+        raise
+    except Exception as error:  # its own check of what it was given
+        raise UnknownName(f"field {where!r}: {name} refuses {value!r}: {error}") from error
+
+
+def _fitting(thing: Any, name: str, value: Any, where: str) -> Any:
+    """``value`` as the field ``name`` of ``thing`` wants it."""
+    current = getattr(thing, name)
+    if name in ("product", "solver"):
+        among: Mapping[str, Any] = PRODUCTS if name == "product" else SOLVERS
+        if not isinstance(value, str) or value not in among:
+            raise UnknownName(f"field {where!r}: no {name} is called {value!r}; there are: {', '.join(among)}")
+        return among[value]() if name == "solver" else among[value]
+    try:
+        hint = typing.get_type_hints(type(thing))[name]
+    except (NameError, TypeError, KeyError):  # an annotation that cannot be read here: by what it holds
+        hint = type(current) if current is not None else Any
+    if value == NONE and _takes(hint, None):
+        return None
+    if isinstance(value, list):
+        value = tuple(value)
+    if not _takes(hint, value):
+        words = hint.__name__ if isinstance(hint, type) else str(hint)
+        raise UnknownName(
+            f"field {where!r} of {type(thing).__name__} takes {words}, not {value!r} (it is {current!r} as registered)"
+        )
+    parts = typing.get_args(hint) or (hint,)
+    return float(value) if type(value) is int and float in parts and int not in parts else value
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    """Whether a field annotated with ``hint`` can hold ``value``; True where it cannot be told."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_takes(a, value) for a in arguments)
+    if origin is Literal:
+        return value in arguments
+    plain = hint if origin is None else origin
+    if plain is None or plain is type(None):
+        return value is None
+    if plain in (int, float):
+        return isinstance(value, (int, plain)) and not isinstance(value, bool)
+    if isinstance(value, str):
+        return plain in (str, Any)
+    try:
+        return isinstance(value, plain)
+    except TypeError:  # a protocol, a type variable
+        return True

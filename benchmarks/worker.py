@@ -1,18 +1,19 @@
 """The child process of a sweep: measures cells one after the other and writes each one's file.
 
-``python -m benchmarks.worker`` reads its orders as JSON from standard input and reports on standard output, one
-line a cell begun or finished. It is started by `benchmarks.sweep`; a cell that kills it takes nothing else along.
+``python -m benchmarks.worker`` reads its orders, one line of JSON, from standard input and reports on standard output, one
+line an event (see `Desk`). It is started by `benchmarks.isolated`; a cell that kills it takes nothing else along.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,81 +21,202 @@ import torch
 
 from estimators import NotApplicableError, per_stage, registry
 
-from . import cells
-from .cells import Cell
+from . import cells, failures, limits
+from .cells import AUTOCAST, Cell
+from .lifeline import die_at_end_of, die_with_parent
 from .measure import environment
 from .path import follow
+from .plan import with_fields
 from .plugins import load
 from .point import Effort, Instance, describe, measure
 
+Say = Callable[[str, Cell, dict[str, Any]], None]
+"""(event, cell, details)."""
 
-def work(
-    todo: Sequence[Cell], out: Path, effort: Effort, jobs: int, say: Callable[[str, Cell, dict[str, Any]], None]
-) -> None:
-    """Measure ``todo`` in order. Cells of one instance should be neighbours: its run and its truth are shared."""
-    from .problems import PROBLEMS
 
-    current: tuple[Any, Instance] | None = None
-    where = None
-    for cell in todo:
-        say("start", cell, {})
-        begin = time.perf_counter()
-        dtype = getattr(torch, cell.dtype)
-        where = where or environment(dtype=dtype)
+class Desk:
+    """Where cells are begun and closed: reports to the parent, keeps their time, writes their files.
+
+    Events: "start" when a cell is begun, "at" when work goes back to one that was begun before (cells that are timed together
+    take turns), "done" when its file is there. The parent blames the cell of the last event for whatever happens next, and
+    its time runs.
+
+    Args:
+        out: folder of the results.
+        say: to the parent.
+        memory: bytes that a cell may take, see `limits.memory`.
+        marks: what every row's ``environment`` says beside the machine: jobs and the like.
+    """
+
+    def __init__(self, out: Path, say: Say, *, memory: int | None = None, marks: dict[str, Any] | None = None) -> None:
+        self.out, self.say, self.memory, self.marks = out, say, memory, marks or {}
+        self._seconds: dict[str, float] = {}
+        self._at: tuple[str, float] | None = None
+        self._closed = 0
+
+    def start(self, cell: Cell) -> None:
+        """``cell`` is begun."""
+        self._turn(cell)
+        self.say("start", cell, {})
+
+    def at(self, cell: Cell) -> None:
+        """Work goes on with ``cell``, begun before."""
+        self._turn(cell)
+        self.say("at", cell, {})
+
+    def done(self, cell: Cell, content: dict[str, Any]) -> None:
+        """``cell`` is measured."""
+        self._close(cell, cells.row(cell, "ok", None, **content))
+
+    def refuse(self, cell: Cell, reason: str, **content: Any) -> None:
+        """The estimator does not apply to the problem."""
+        self._close(cell, cells.row(cell, "refused", reason, **content))
+
+    def fail(self, cell: Cell, error: Exception) -> None:
+        """``cell`` raised."""
+        if isinstance(error, NotApplicableError):
+            self.refuse(cell, str(error))
+        else:
+            verdict = failures.content(failures.of_error(error))
+            self._close(cell, cells.row(cell, "failed", **verdict, traceback=failures.frames(error)))
+
+    @contextmanager
+    def attempt(self, cell: Cell) -> Iterator[None]:
+        """Within, ``cell``'s memory is limited, and what it raises becomes its row."""
         try:
-            entry = registry[cell.estimator]
-            if current is None or current[0] != cell.instance:
-                current = None  # the previous instance's memory goes first
-                current = (
-                    cell.instance,
-                    Instance(PROBLEMS[cell.problem].make(seed=cell.seed, dtype=dtype, **cell.settings)),
-                )
-                gc.collect()
-                gc.freeze()  # the collections around every measurement need not walk through torch, nor what it imported
-            instance = current[1]
-            refused = entry.claim.refuses(instance.problem)
-            if refused:
-                result = cells.row(cell, "refused", refused, claim=describe(entry.claim))
-            else:
-                chosen = per_stage(entry.estimator, len(instance.problem.stages))
-                if cell.kind == "path":
-                    content = follow(instance, chosen, entry.claim, **cell.meta)
-                else:
-                    content = measure(instance, chosen, entry.claim, effort)
-                result = cells.row(cell, "ok", None, **content)
-        except NotApplicableError as error:
-            result = cells.row(cell, "refused", str(error))
+            with limits.memory(self.memory, cell.device):
+                yield
         except Exception as error:  # a row of its own; the rest go on
-            result = cells.row(cell, "failed", f"{type(error).__name__}: {error}", traceback=_frames(error))
-        seconds = time.perf_counter() - begin
-        result |= {"environment": where | {"jobs": jobs, "load_average": _load()}, "seconds": seconds}
-        result["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        cells.write(cell.file(out), result)
-        say("done", cell, {"status": result["status"], "reason": result["reason"], "seconds": seconds})
+            self.fail(cell, error)
+
+    def _turn(self, cell: Cell | None) -> None:
+        now = time.perf_counter()
+        if self._at is not None:
+            before, since = self._at
+            self._seconds[before] = self._seconds.get(before, 0.0) + now - since
+        self._at = None if cell is None else (cell.id, now)
+
+    def _close(self, cell: Cell, row: dict[str, Any]) -> None:
+        self._turn(None)
+        seconds = self._seconds.get(cell.id, 0.0)
+        row |= {
+            "environment": _environment(cell.device, cell.dtype) | self.marks | {"load_average": _load()},
+            "process": {"peak_rss_bytes": limits.peak_rss(), "cells_before": self._closed, "memory_limit": self.memory},
+            "seconds": seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        cells.write(cell.file(self.out), row)
+        self._closed += 1
+        self.say("done", cell, {k: row[k] for k in ("status", "reason", "failure", "seconds")})
+
+
+def work(todo: Sequence[Cell], desk: Desk, effort: dict[str, Any], *, together: bool = False) -> None:
+    """Measure ``todo`` in order. Cells of one instance should be neighbours: its run and its truth are shared.
+
+    Args:
+        todo: cells.
+        desk: where they are begun and closed.
+        effort: fields of `Effort`.
+        together: neighbouring "meta" cells of one instance are timed in turns, for a comparison that drift does not spoil.
+    """
+    shared = _Shared()
+    for group in groups(todo, together):
+        if group[0].kind == "meta":
+            _meta(group, desk, effort)
+            continue
+        for cell in group:
+            desk.start(cell)
+            with desk.attempt(cell):
+                _single(cell, desk, shared, Effort(**effort))
+
+
+def groups(todo: Sequence[Cell], together: bool) -> list[list[Cell]]:
+    """``todo`` in order, with neighbours that are to be timed together in one list."""
+    found: list[list[Cell]] = []
+    for cell in todo:
+        joins = together and cell.kind == "meta" and found and found[-1][0].instance == cell.instance
+        if joins:
+            found[-1].append(cell)
+        else:
+            found.append([cell])
+    return found
+
+
+class _Shared:
+    """The instance that neighbouring cells share."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, ...] | None = None
+        self._instance: Instance | None = None
+
+    def of(self, cell: Cell) -> Instance:
+        from .problems import PROBLEMS
+
+        if self._instance is None or self._key != cell.instance:
+            self._instance = None  # the previous instance's memory goes first
+            problem = PROBLEMS[cell.problem].make(
+                seed=cell.seed, dtype=dtype_of(cell), device=cell.device, **cell.settings
+            )
+            self._instance, self._key = Instance(problem), cell.instance
+            gc.collect()
+            gc.freeze()  # the collections around every measurement need not walk through torch, nor what it imported
+        return self._instance
+
+
+def _single(cell: Cell, desk: Desk, shared: _Shared, effort: Effort) -> None:
+    """Measure a point or a path."""
+    entry = registry[cell.estimator]
+    instance = shared.of(cell)
+    refused = entry.claim.refuses(instance.problem)
+    if refused:
+        desk.refuse(cell, refused, claim=describe(entry.claim))
+        return
+    chosen = per_stage(with_fields(entry.estimator, cell.fields), len(instance.problem.stages))
+    if cell.kind == "path":
+        content = follow(instance, chosen, entry.claim, **cell.meta)
+    else:
+        content = measure(instance, chosen, entry.claim, effort)
+    desk.done(cell, content)
+
+
+def _meta(group: Sequence[Cell], desk: Desk, effort: dict[str, Any]) -> None:
+    """Measure meta steps of one instance, in turns."""
+    for cell in group:
+        desk.start(cell)
+        desk.fail(cell, NotImplementedError("cells of kind 'meta' cannot be measured yet"))
+
+
+def dtype_of(cell: Cell) -> torch.dtype:
+    """Of the parameters."""
+    return torch.float32 if cell.dtype == AUTOCAST else getattr(torch, cell.dtype)
+
+
+@functools.cache
+def _environment(device: str, dtype: str) -> dict[str, Any]:
+    return environment(device=device, dtype=getattr(torch, dtype, torch.float32)) | {"dtype": dtype}
 
 
 def _load() -> list[float] | None:
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
-def _frames(error: Exception) -> list[str]:
-    """The last frames, as module file and line, without the folders of this machine."""
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    return [f"{Path(f.filename).name}:{f.lineno} in {f.name}: {f.line}" for f in frames]
-
-
 def main() -> None:
     """Read orders, measure, report."""
-    orders = json.load(sys.stdin)
+    line = sys.stdin.readline()
+    if not line:  # whoever gave the orders is gone
+        return
+    orders = json.loads(line)
+    if not die_with_parent(orders["parent"]):
+        die_at_end_of(sys.stdin)
     report = _own_stdout()
-    torch.set_num_threads(1)
+    torch.set_num_threads(orders["threads"])
     load(orders["plugins"])
 
     def say(event: str, cell: Cell, details: dict[str, Any]) -> None:
         print(json.dumps({"event": event, "id": cell.id, **details}), file=report, flush=True)
 
-    todo = [Cell(**config) for config in orders["cells"]]
-    work(todo, Path(orders["out"]), Effort(**orders["effort"]), orders["jobs"], say)
+    desk = Desk(Path(orders["out"]), say, memory=orders["memory"], marks=orders["marks"])
+    work([Cell(**config) for config in orders["cells"]], desk, orders["effort"], together=orders["together"])
 
 
 def _own_stdout() -> TextIO:
