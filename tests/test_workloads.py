@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from benchmarks.meta_step import MetaStep, settled
 from benchmarks.workloads import GENERATED, WORKLOADS, Workload, of_rank, with_autocast
-from estimators import State, Tree, registry, run
+from estimators import Outcome, State, Tree, registry, run
 
 F64 = torch.float64
 every = pytest.mark.parametrize("name", WORKLOADS)
@@ -146,25 +146,31 @@ def test_shares_of_ranks_average_to_the_whole(name: str) -> None:
 
 @every
 def test_unroll_is_the_derivative_of_the_whole_training(name: str) -> None:
-    """Central differences of outer(training(hparams)) along one direction: nothing of the library's derivatives."""
+    """Central differences of outer(training(hparams)) along one direction: nothing of the library's derivatives.
+
+    Not from the first step on: fresh Adam is nearly the sign of the gradient, whose jumps no difference resolves.
+    """
     w = made(name, F64)
-    start, hparams = start_of(w), w.problem.hparams
+    state, hparams = settled(w), w.problem.hparams
     source = torch.Generator().manual_seed(1)
     direction = {k: torch.randn(x.shape, generator=source, dtype=F64) for k, x in hparams.items()}
     length = torch.stack([x.square().sum() for x in direction.values()]).sum().sqrt()
 
     def trained(step: float) -> Tensor:
         moved = {k: x + step / length * direction[k] for k, x in hparams.items()}
-        return w.problem.outer(run(w.stage, start, moved, tail=0).end.params, moved)
+        return w.problem.outer(run(w.stage, state, moved, tail=0).end.params, moved)
 
-    fresh = w.stage.initial(start, hparams)
-    found = MetaStep(w, registry["unroll"].estimator, fresh)().hparams
+    def difference(h: float) -> Tensor:
+        return (trained(h) - trained(-h)) / (2 * h)
+
+    found = MetaStep(w, registry["unroll"].estimator, state)().hparams
     slope = torch.stack([(found[k] * d).sum() for k, d in direction.items()]).sum() / length
     assert float(slope.abs()) > 0
-    # Truncation is some 1e-5 of the slope at the first; deep networks at a high rate have a kink or a bend within it, and
-    # are held to a smaller one, which rounding would spoil elsewhere.
-    numerical = [(trained(h) - trained(-h)) / (2 * h) for h in (3e-4, 1e-5, 1e-8)]
-    assert min(float((slope / x - 1).abs()) for x in numerical) < 1e-4
+    # The first is of fourth order and 1e-7 off or less where the function is smooth; deep networks at a high rate have a
+    # kink or a bend within it, and are held to a smaller step, which rounding would spoil elsewhere.
+    h = 3e-3
+    numerical = [(4 * difference(h) - difference(2 * h)) / 3, difference(1e-5), difference(1e-8)]
+    assert min(float((slope / x - 1).abs()) for x in numerical) < 1e-5
 
 
 @every
@@ -178,7 +184,8 @@ def test_a_meta_step(name: str, estimator: str, kernel: str) -> None:
     found = MetaStep(w, entry.estimator, started(name), kernel=kernel)()
     assert found.hparams.keys() == w.problem.hparams.keys()
     assert all(bool(torch.isfinite(x).all()) for x in found.hparams.values())
-    assert any(bool(x.any()) for x in found.hparams.values())
+    # conjugate gradient may meet negative curvature before it has moved, and says so
+    assert any(bool(x.any()) for x in found.hparams.values()) or found.pullbacks[0].outcome is Outcome.INDEFINITE
 
 
 @every

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from . import bert_noisy, mlp_decay, resnet18_pruning, resnet50_pruning
+from . import bert_noisy, gpt_mixture, mlp_decay, resnet18_pruning, resnet50_pruning, roberta_auxiliary
 from .base import GENERATED, Workload, of_rank, with_autocast
 
 __all__ = ["GENERATED", "WORKLOADS", "Workload", "WorkloadEntry", "of_rank", "with_autocast"]
@@ -46,6 +46,8 @@ def _entry(module: ModuleType) -> WorkloadEntry:
 WORKLOADS: dict[str, WorkloadEntry] = {
     "mlp_decay": _entry(mlp_decay),
     "bert_noisy": _entry(bert_noisy),
+    "roberta_auxiliary": _entry(roberta_auxiliary),
+    "gpt_mixture": _entry(gpt_mixture),
     "resnet18_pruning": _entry(resnet18_pruning),
     "resnet50_pruning": _entry(resnet50_pruning),
 }

@@ -60,8 +60,14 @@ def sizes(batch: int, length: int) -> dict[str, Size]:
     }
 
 
-def chosen(known: dict[str, Size], size: str, batch: int | None, length: int | None, **positive: int) -> Size:
+def chosen(
+    known: dict[str, Size], size: str, batch: int | None, length: int | None, *, positions: int = 512, **positive: int
+) -> Size:
     """The size called ``size`` with the caller's own batch and length.
+
+    Args:
+        positions: most tokens that the model reads.
+        positive: settings that must be 1 at least.
 
     Raises:
         ValueError: no such size, a number below 1, or a sequence too short to hold anything.
@@ -71,7 +77,7 @@ def chosen(known: dict[str, Size], size: str, batch: int | None, length: int | N
     n = s.batch if batch is None else batch
     long = s.length if length is None else length
     require_positive(batch=n, **positive)
-    require(4 <= long <= 512, f"length={long}: from 4 to 512, the positions that the models know")
+    require(4 <= long <= positions, f"length={long}: from 4 to {positions}, the positions that the model knows")
     return Size(s.layers, s.hidden, s.heads, n, long, s.vocabulary)
 
 
