@@ -1,26 +1,43 @@
-"""What a measurement rests on: a synchronised clock, exact peak memory, and a note of where it was taken.
+"""What a measurement rests on: a synchronised clock, exact peak memory, counters, and a note of where it was taken.
 
-Time and memory are never measured in the same pass: counting storages slows every operation down.
+Time, memory and counts are never measured in the same pass: watching operations slows every one of them down.
 """
 
+from .clock import Overhead, Stopwatch, overhead, synchronise
+from .counters import Counter, Counts, counting
 from .environment import environment
 from .live_bytes import peak_bytes
-from .meta_memory import memory_of_meta_step, memory_of_training
+from .of_meta_step import counts_of, memory_of
+from .order_statistics import Summary, median_interval, summary
 from .split import CATEGORIES, Category, Memory, Meter, peak
-from .timing import LONG_SAMPLE, Timing, paired_timing, synchronise
+from .timing import LONG_SAMPLE, Timing, interleaved, paired_timing
+
+memory_of_meta_step = memory_of_training = memory_of
 
 __all__ = [
     "CATEGORIES",
     "LONG_SAMPLE",
     "Category",
+    "Counter",
+    "Counts",
     "Memory",
     "Meter",
+    "Overhead",
+    "Stopwatch",
+    "Summary",
     "Timing",
+    "counting",
+    "counts_of",
     "environment",
+    "interleaved",
+    "median_interval",
+    "memory_of",
     "memory_of_meta_step",
     "memory_of_training",
+    "overhead",
     "paired_timing",
     "peak",
     "peak_bytes",
+    "summary",
     "synchronise",
 ]

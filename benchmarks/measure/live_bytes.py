@@ -112,16 +112,22 @@ class LiveBytes(TorchDispatchMode):
                 gc.enable()
 
 
-def storages(values: Any) -> Iterator[torch.UntypedStorage]:
-    """Of all tensors in what an operation takes or gives: tensors, and lists, tuples and dicts of them."""
+def tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors in what an operation takes or gives: tensors, and lists, tuples and dicts of them."""
     if isinstance(values, Tensor):
-        try:
-            yield values.untyped_storage()
-        except (NotImplementedError, RuntimeError):  # sparse and other wrappers without a storage of their own
-            return
+        yield values
     elif isinstance(values, (list, tuple, dict)):  # by hand: torch's pytree takes five times as long
         for x in values.values() if isinstance(values, dict) else values:
-            yield from storages(x)
+            yield from tensors(x)
+
+
+def storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """Theirs, as often as they have one."""
+    for x in tensors(values):
+        try:
+            yield x.untyped_storage()
+        except (NotImplementedError, RuntimeError):  # sparse and other wrappers without a storage of their own
+            continue
 
 
 def peak_bytes(fn: Work) -> int:

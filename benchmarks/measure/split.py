@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 
-from estimators import Problem, Stage, State
+from estimators import State
 
 from .live_bytes import LiveBytes, Work, storages
-from .watched import watched_stage, within
+from .watched import Watcher
 
 Category = Literal["parameters", "slots", "recorded", "graph", "buffers", "hyperparameters", "data"]
 """What a storage is for:
@@ -45,7 +45,7 @@ class Memory:
     resident: int
 
 
-class Meter(LiveBytes):
+class Meter(LiveBytes, Watcher):
     """Counts live bytes and logs every change, so that the peak can be looked at afterwards.
 
     A storage belongs to the category that it was last given before the peak; if it was given one only later, to the first
@@ -110,17 +110,13 @@ class Meter(LiveBytes):
         finally:
             self._phases.pop()
 
-    def loss(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """The same loss (inner, outer or plain), which makes "graph"."""
-        return within(fn, lambda: self.phase("graph"))
+    def at_loss(self) -> AbstractContextManager[None]:
+        """A loss makes "graph"."""
+        return self.phase("graph")
 
-    def stage(self, stage: Stage) -> Stage:
-        """The same stage, whose loss makes "graph" and whose stream makes "data"."""
-        return watched_stage(stage, loss=lambda: self.phase("graph"), stream=lambda: self.phase("data"))
-
-    def problem(self, problem: Problem) -> Problem:
-        """The same problem, all of whose losses and streams are watched."""
-        return replace(problem, stages=[self.stage(s) for s in problem.stages], outer=self.loss(problem.outer))
+    def at_stream(self) -> AbstractContextManager[None]:
+        """A stream makes "data"."""
+        return self.phase("data")
 
     def memory(self) -> Memory:
         """The peak so far, and what it was made of."""

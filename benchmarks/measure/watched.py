@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from estimators import Stage, Tree
+from estimators import Problem, Stage, Tree
 from estimators.multitask import MultiTask
 from estimators.stage import Batch
 
@@ -31,9 +31,28 @@ def within(fn: Callable[..., Any], inside: Inside) -> Callable[..., Any]:
     return watched
 
 
-def watched_stage(stage: Stage, *, loss: Inside = nullcontext, stream: Inside = nullcontext) -> Stage:
-    """The same stage, its loss and its stream each in a context of its own."""
-    return replace(stage, loss=within(stage.loss, loss), stream=within(stage.stream, stream))
+class Watcher:
+    """Wants to know when losses and streams are at work: each of their calls runs in a context of its own."""
+
+    def at_loss(self) -> AbstractContextManager[object]:
+        """Around a call of a loss, inner, outer or plain."""
+        return nullcontext()
+
+    def at_stream(self) -> AbstractContextManager[object]:
+        """Around a call of a stream."""
+        return nullcontext()
+
+    def loss(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """The same loss, watched."""
+        return within(fn, self.at_loss)
+
+    def stage(self, stage: Stage) -> Stage:
+        """The same stage, its loss and its stream watched."""
+        return replace(stage, loss=self.loss(stage.loss), stream=within(stage.stream, self.at_stream))
+
+    def problem(self, problem: Problem) -> Problem:
+        """The same problem, all of whose losses and streams are watched."""
+        return replace(problem, stages=[self.stage(s) for s in problem.stages], outer=self.loss(problem.outer))
 
 
 @dataclass(frozen=True, eq=False)
