@@ -11,6 +11,7 @@ Hyperparameters of the paper's Table 4: Adam 1e-5 inside and outside, 10 steps a
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,14 @@ from estimators import Adam, Problem, Stage, Tree, from_module
 from estimators.module import Call
 from estimators.stage import Batch
 
+from ..data import wrench
+from ..data.folder import DataError
+from ..data.words import hashed
 from ..problems.common import generator
 from .base import GENERATED, Workload
 from .transformer import (
     CLS,
+    FIRST,
     NEEDS,
     PAD,
     POOL,
@@ -43,7 +48,7 @@ from .weigh import perceptron, softmax, two_layers, weights
 
 ABOUT = "BERT on noisy labels: examples reweighted, labels corrected"
 CITATION = "Choe et al. 2023, section 4.1; Shu et al. 2019; Zheng et al. 2021"
-READS = "a WRENCH text classification folder: train.json, valid.json, test.json, label.json"
+READS = "a WRENCH text classification folder: train.json, valid.json, label.json"
 SIZES = sizes(batch=48, length=128)
 
 CLASSES = 4
@@ -53,6 +58,8 @@ NOISE = 0.4
 GIVEN = 5.0
 """Logit of the given label in a corrected one, beside the network's."""
 LR = 1e-5
+VOCABULARY = 30522
+"""BERT's, uncased."""
 
 __all__ = ["ABOUT", "CITATION", "NEEDS", "READS", "SIZES", "make"]
 
@@ -99,10 +106,10 @@ def make(
         DataError: ``data`` is no WRENCH folder.
     """
     s = chosen(SIZES, size, batch, length, unroll=unroll)
-    pool, clean, classes, described = _generated(s, seed)
+    pool, clean, classes, described = _generated(s, seed) if data is None else _read(data, s, seed)
     pool, clean = tuple(x.to(device) for x in pool), tuple(x.to(device) for x in clean)
     transformers = library()
-    config: Any = transformers.BertConfig(**encoder_shape(s), **({"vocab_size": s.vocabulary} if s.vocabulary else {}))
+    config: Any = transformers.BertConfig(**encoder_shape(s), vocab_size=s.vocabulary or VOCABULARY)
     module = without_weights(lambda: _Classifier(transformers.BertModel(config), s.hidden, classes), device)
 
     def call(model: Call, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,14 +153,14 @@ def make(
         data=described,
         settings={
             "size": size, "unroll": unroll, "batch": s.batch, "length": s.length, "correction": correction,
-            "detach": detach, "data": None, "seed": seed, "optimizer": "adam", "lr": LR, "classes": classes,
+            "detach": detach, "data": None if data is None else Path(data).resolve().name, "seed": seed, "optimizer": "adam", "lr": LR, "classes": classes,
         },
     )  # fmt: skip
 
 
 def _generated(s: Size, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], int, str]:
     """(noisy examples, clean batch, number of classes, what they are)."""
-    vocabulary = s.vocabulary or 30522
+    vocabulary = s.vocabulary or VOCABULARY
     source = generator(1_000_003 * (seed + 1))
 
     def examples(number: int) -> tuple[Tensor, Tensor]:
@@ -170,3 +177,34 @@ def _generated(s: Size, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ..
         f"{GENERATED}: random tokens, a part of them from their class's vocabulary; {NOISE:.0%} of the labels wrong"
     )
     return (tokens, noisy), examples(s.batch), CLASSES, described
+
+
+def _read(data: str, s: Size, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], int, str]:
+    """The same of a WRENCH folder: votes of its training set, and a batch of its validation set with right labels."""
+    found, source = wrench.load(data), generator(1_000_003 * (seed + 1))
+
+    def tokens(texts: list[str], order: Tensor) -> Tensor:
+        ids = hashed(
+            texts, length=s.length, first=FIRST, vocabulary=s.vocabulary or VOCABULARY, begin=CLS, end=SEP, pad=PAD
+        )
+        return ids[order]
+
+    train = [
+        (x, y)
+        for x, votes in zip(found.train.texts, found.train.votes, strict=True)
+        if (y := wrench.majority(votes)) is not None
+    ]
+    valid = list(zip(found.valid.texts, found.valid.labels, strict=True))
+    for part, examples in (("train.json", train), ("valid.json", valid)):
+        if len(examples) < s.batch:
+            raise DataError(
+                f"{data}: {part} has {len(examples)} examples with a label, fewer than batch={s.batch}: give a smaller batch"
+            )
+
+    def shuffled(examples: list[tuple[str, int]], most: int | None = None) -> tuple[Tensor, Tensor]:
+        order = torch.randperm(len(examples), generator=source)[:most]
+        return tokens([x for x, _ in examples], order), torch.tensor([y for _, y in examples])[order]
+
+    silent = len(found.train.texts) - len(train)
+    described = f"{found.name}: words hashed to ids, labels by majority vote, {silent} texts without a vote left out"
+    return shuffled(train), shuffled(valid, s.batch), len(found.classes), described
