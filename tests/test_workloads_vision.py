@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.meta_step import MetaStep, PlainTraining, settled
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.resnet import drawn_weights, resnet
-from estimators import SAMA, CentralDifference, Implicit, Neumann, NotApplicableError, Unroll, run
+from estimators import SAMA, CentralDifference, Dense, Implicit, Neumann, NotApplicableError, Unroll, run
 from estimators.products import reverse_over_forward, reverse_over_reverse
 
 PRUNING = ["resnet18_pruning", "resnet50_pruning"]
-NAMES = PRUNING
+NAMES = [*PRUNING, "omniglot_imaml"]
 
 
 def made(name, **settings):
@@ -206,3 +208,102 @@ def test_made_and_run_over_fake_tensors(name):
 def test_bad_settings_are_refused(name, settings, says):
     with pytest.raises(ValueError, match=says):
         made(name, **settings)
+
+
+# iMAML
+
+
+def four_blocks(theta, images):
+    """The CNN again, from the formulas: convolution as a sum over unfolded patches, BatchNorm by its moments."""
+    x = images
+    for i in range(4):
+        kernel = theta[f"{2 * i}.0.weight"]
+        side = (x.shape[-1] + 1) // 2
+        patches = torch.nn.functional.unfold(x, 3, padding=1, stride=2)
+        x = (kernel.flatten(1) @ patches).unflatten(2, (side, side))
+        mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
+        scale, shift = (theta[f"{2 * i}.1.{k}"][:, None, None] for k in ("weight", "bias"))
+        x = ((x - mean) / (variance + 1e-5).sqrt() * scale + shift).clamp(min=0)
+    return x.mean((2, 3)) @ theta["10.weight"].T + theta["10.bias"]
+
+
+def negative_log_likelihood(logits, labels):
+    return (logits.exp().sum(1).log() - logits[torch.arange(len(labels)), labels]).mean()
+
+
+def flat(a, like):
+    return torch.cat([a[k].flatten() for k in like])
+
+
+@pytest.mark.parametrize("lam", [2.0, 7.0])
+def test_the_implicit_gradient_is_that_of_the_imaml_paper(lam):
+    """Rajeswaran et al. 2019, eq. 6: (I + H/lam)^-1 c with the Hessian H of the cross-entropy, without the proximal term."""
+    w = made("omniglot_imaml", width=2, ways=3, shots=2, lam=lam)
+    state = settled(w)
+    found = MetaStep(w, Implicit(Dense()), state)()
+    end = run(w.stage, state, w.problem.hparams).end.params
+    names = list(end)
+    sizes, shapes = [end[k].numel() for k in names], [end[k].shape for k in names]
+
+    def unpacked(vector):
+        return {k: v.reshape(s) for k, v, s in zip(names, vector.split(sizes), shapes, strict=True)}
+
+    def of(images, labels):
+        return lambda vector: negative_log_likelihood(four_blocks(unpacked(vector), images), labels)
+
+    at = flat(end, names)
+    h = torch.autograd.functional.hessian(of(*w.stage.stream(0)), at)
+    query = inspect.getclosurevars(w.problem.outer).nonlocals["query"]
+    theta = at.clone().requires_grad_()
+    (c,) = torch.autograd.grad(of(*query)(theta), theta)
+    expected = np.linalg.solve(np.eye(len(at)) + h.numpy() / lam, c.numpy())
+    assert float(h.norm()) > 0.1 * lam, "or nothing but the identity is tested"
+    np.testing.assert_allclose(flat(found.hparams, names).numpy(), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_imaml_loss_and_plain_loss():
+    w = made("omniglot_imaml", lam=3.0)
+    theta, init, (images, labels) = settled(w).params, w.problem.hparams, w.stage.stream(0)
+    fit = float(negative_log_likelihood(four_blocks(theta, images), labels))
+    apart = sum(((theta[k] - init[k]).numpy() ** 2).sum() for k in init)
+    assert apart > 1e-4
+    assert float(w.plain(theta, (images, labels))) == pytest.approx(fit, rel=1e-10)
+    assert float(w.stage.loss(theta, init, (images, labels))) == pytest.approx(fit + 1.5 * apart, rel=1e-10)
+    assert theta.keys() == init.keys() and all(init[k] is not x for k, x in w.problem.start.items())
+
+
+def test_a_task_has_as_many_examples_of_each_class_as_it_says():
+    w = made("omniglot_imaml", ways=4, shots=3, queries=2)
+    images, labels = w.stage.stream(0)
+    assert images.shape == (12, 1, 28, 28) and w.samples == 12
+    assert torch.bincount(labels).tolist() == [3, 3, 3, 3]
+    assert made("omniglot_imaml", ways=4, batch=12).settings["shots"] == 3
+    adam = made("omniglot_imaml", optimizer="adam").settings
+    assert (adam["optimizer"], adam["lr"]) == ("adam", 1e-3)
+
+
+def test_imaml_learns_its_task_and_the_width_is_a_knob():
+    w = made("omniglot_imaml", width=8, lam=0.0)
+    before = float(w.plain(w.problem.start, w.stage.stream(0)))
+    assert float(w.plain(settled(w).params, w.stage.stream(0))) < 0.8 * before
+    sizes = [sum(x.numel() for x in made("omniglot_imaml", width=n).problem.start.values()) for n in (8, 16)]
+    # 9 n + 3 * 9 n^2 kernels, 8 n of BatchNorm, and n * 5 + 5 of the last layer
+    assert sizes == [9 * n + 27 * n * n + 8 * n + 5 * n + 5 for n in (8, 16)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch": 7}, "multiple of ways=5"),
+        ({"batch": 10, "shots": 3}, "give one"),
+        ({"ways": 0}, "ways=0"),
+        ({"shots": 0}, "shots=0"),
+        ({"ways": 1, "shots": 1}, "BatchNorm needs at least 2"),
+        ({"lam": -1.0}, "lam=-1.0"),
+        ({"optimizer": "lion"}, "choose sgd or adam"),
+        ({"lr": 0.0}, "lr=0.0"),
+    ],
+)
+def test_bad_settings_of_imaml_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        made("omniglot_imaml", **settings)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from . import bert_noisy, gpt_mixture, mlp_decay, resnet18_pruning, resnet50_pruning, roberta_auxiliary
+from . import bert_noisy, gpt_mixture, mlp_decay, omniglot_imaml, resnet18_pruning, resnet50_pruning, roberta_auxiliary
 from .base import GENERATED, Workload, of_rank, with_autocast
 
 __all__ = ["GENERATED", "WORKLOADS", "Workload", "WorkloadEntry", "of_rank", "with_autocast"]
@@ -48,6 +48,7 @@ WORKLOADS: dict[str, WorkloadEntry] = {
     "bert_noisy": _entry(bert_noisy),
     "roberta_auxiliary": _entry(roberta_auxiliary),
     "gpt_mixture": _entry(gpt_mixture),
+    "omniglot_imaml": _entry(omniglot_imaml),
     "resnet18_pruning": _entry(resnet18_pruning),
     "resnet50_pruning": _entry(resnet50_pruning),
 }

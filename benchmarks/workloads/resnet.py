@@ -21,8 +21,8 @@ EXPANSION = 4
 """A bottleneck block gives this many times the channels of its 3x3 convolution."""
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution without bias (BatchNorm would cancel it), then BatchNorm."""
+def normalised_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias (BatchNorm would cancel it), which keeps the size but for its stride, then BatchNorm."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs, track_running_stats=False),
@@ -36,23 +36,25 @@ class Block(nn.Module):
         super().__init__()
         self.branch = branch
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else _convolution(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else normalised_convolution(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.shortcut(x) + self.branch(x)).relu()
 
 
 def _basic(inputs: int, width: int, stride: int) -> Block:
-    branch = nn.Sequential(_convolution(inputs, width, 3, stride), nn.ReLU(), _convolution(width, width, 3))
+    branch = nn.Sequential(
+        normalised_convolution(inputs, width, 3, stride), nn.ReLU(), normalised_convolution(width, width, 3)
+    )
     return Block(branch, inputs, width, stride)
 
 
 def _bottleneck(inputs: int, width: int, stride: int) -> Block:
     """The stride is the 3x3 convolution's, as in all released networks (the paper has it in the first one)."""
     branch = nn.Sequential(
-        _convolution(inputs, width, 1), nn.ReLU(),
-        _convolution(width, width, 3, stride), nn.ReLU(),
-        _convolution(width, EXPANSION * width, 1),
+        normalised_convolution(inputs, width, 1), nn.ReLU(),
+        normalised_convolution(width, width, 3, stride), nn.ReLU(),
+        normalised_convolution(width, EXPANSION * width, 1),
     )  # fmt: skip
     return Block(branch, inputs, EXPANSION * width, stride)
 
@@ -70,9 +72,9 @@ def resnet(depth: int, *, width: int, classes: int, small: bool) -> nn.Sequentia
         (b, 3, h, w) images -> (b, classes) logits; without buffers.
     """
     if small:
-        layers: list[nn.Module] = [_convolution(3, width, 3), nn.ReLU()]
+        layers: list[nn.Module] = [normalised_convolution(3, width, 3), nn.ReLU()]
     else:
-        layers = [_convolution(3, width, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+        layers = [normalised_convolution(3, width, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
     channels = width
     for i, blocks in enumerate(BLOCKS[depth]):
         for j in range(blocks):

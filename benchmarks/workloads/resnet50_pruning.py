@@ -8,7 +8,7 @@ import torch
 
 from ..problems.common import require, require_positive
 from .base import GENERATED, Workload
-from .generated_images import generated_images
+from .images import generated_images
 from .pruning import CITATION, pruning
 from .resnet import resnet
 
