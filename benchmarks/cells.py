@@ -164,14 +164,18 @@ def strict(value: Any, where: str = "") -> tuple[Any, list[str]]:
 
 
 def write(path: Path, row: Mapping[str, Any]) -> None:
-    """Write one result: a reader sees the whole file or none, whatever is killed when."""
+    """Write one result; ``nonfinite`` names the places where null stands for a NaN or an infinity."""
     clean, lost = strict(row)
-    clean["nonfinite"] = lost
+    write_json(path, clean | {"nonfinite": lost})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A reader sees the whole file or none, whatever is killed when."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(handle, "w") as f:
-            json.dump(clean, f, allow_nan=False, indent=1)
+            json.dump(content, f, allow_nan=False, indent=1)
             f.flush()
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)

@@ -170,11 +170,11 @@ def _fitting(thing: Any, name: str, value: Any, where: str) -> Any:
         hint = typing.get_type_hints(type(thing))[name]
     except (NameError, TypeError, KeyError):  # an annotation that cannot be read here: by what it holds
         hint = type(current) if current is not None else Any
-    if value == NONE and _takes(hint, None):
+    if value == NONE and takes(hint, None):
         return None
     if isinstance(value, list):
         value = tuple(value)
-    if not _takes(hint, value):
+    if not takes(hint, value):
         words = hint.__name__ if isinstance(hint, type) else str(hint)
         raise UnknownName(
             f"field {where!r} of {type(thing).__name__} takes {words}, not {value!r} (it is {current!r} as registered)"
@@ -183,11 +183,11 @@ def _fitting(thing: Any, name: str, value: Any, where: str) -> Any:
     return float(value) if type(value) is int and float in parts and int not in parts else value
 
 
-def _takes(hint: Any, value: Any) -> bool:
+def takes(hint: Any, value: Any) -> bool:
     """Whether a field annotated with ``hint`` can hold ``value``; True where it cannot be told."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_takes(a, value) for a in arguments)
+        return any(takes(a, value) for a in arguments)
     if origin is Literal:
         return value in arguments
     plain = hint if origin is None else origin

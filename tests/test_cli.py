@@ -151,7 +151,8 @@ def test_a_wrong_command_line_exits_with_2() -> None:
 
 def test_help_names_every_command_and_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        ([], ("run", "study", "claims", "list", "table", "figures")),
+        ([], ("run", "sweep", "show", "study", "claims", "list", "table", "figures")),
+        (["sweep", "--help"], ("--shard", "--limit-memory", "--executor", "--retry-failed", "--together", "--data")),
         (["study", "--help"], ("--all", "--quick", "--set", "--out")),
         (["claims", "--help"], ("--docs",)),
         (

@@ -1,6 +1,50 @@
 """Where a sweep's processes run. One a file; the rows are the same whichever it is."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cells import Cell
+from ..grid import Grid, SweepError
 from .base import Executor
 from .local import Local
 
-__all__ = ["Executor", "Local"]
+__all__ = ["Executor", "Local", "choose"]
+
+
+def choose(grid: Grid, todo: Sequence[Cell], out: Path, *, jobs: int, disturbed: bool) -> Executor:
+    """The executor of a sweep, after what would make every cell fail was looked for.
+
+    Args:
+        grid: the sweep.
+        todo: its cells.
+        out: folder of the results.
+        jobs: cells at a time.
+        disturbed: cells may disturb each other's timing.
+
+    Raises:
+        SweepError: cells would share a machine while they are timed, or the device is not there.
+        ImportError: the executor's extra is not installed.
+    """
+    if grid.executor != "local":
+        raise SweepError(f"the executor {grid.executor!r} is not there yet: use local")
+    if jobs > 1 and not disturbed:
+        raise SweepError(
+            f"--jobs {jobs}: cells that run at the same time disturb each other's timing, and all of this sweep's are timed; "
+            "leave it out, or add --allow-disturbed-timing (the rows will say so), or give each machine a --shard"
+        )
+    devices_are_there(grid)
+    return Local()
+
+
+def devices_are_there(grid: Grid) -> None:
+    """Raise `SweepError` if a device of the sweep is not on this machine."""
+    import torch
+
+    for device in grid.devices:
+        if device.startswith("cuda"):
+            if not torch.cuda.is_available():
+                raise SweepError(f"device {device!r}: torch finds no CUDA device here; use --device cpu")
+            if (torch.device(device).index or 0) >= torch.cuda.device_count():
+                raise SweepError(f"device {device!r}: there are only {torch.cuda.device_count()} CUDA devices here")

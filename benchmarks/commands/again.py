@@ -1,0 +1,52 @@
+"""``hypergradbench table`` and ``figures``: a results folder shown again."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Table:
+    """Print the table of a results folder again."""
+
+    folder: Positional[Path]
+    """Folder that `run` wrote (its --out)."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw the figures of a results folder again."""
+
+    folder: Positional[Path]
+    """Folder that `run` wrote (its --out)."""
+
+
+def again(command: Table | Figures) -> int:
+    """`table` and `figures`."""
+    if not command.folder.is_dir():
+        print(f"hypergradbench: there is no folder {command.folder}", file=sys.stderr)
+        return 2
+    return show_results(command.folder, draw=isinstance(command, Figures), text=isinstance(command, Table))
+
+
+def show_results(out: Path, *, ids: set[str] | None = None, draw: bool, text: bool = True) -> int:
+    """Table and figures from the files in ``out`` (of ``ids`` only, if given)."""
+    from analysis import figures, results, tables
+
+    frame = results.load(out, ids=ids)
+    for name in frame.attrs["damaged"]:
+        print(f"hypergradbench: {name} is damaged and was left out", file=sys.stderr)
+    if frame.empty:
+        print(f"hypergradbench: no results in {out}", file=sys.stderr)
+        return 1
+    if text:
+        tables.show(frame)
+        tables.save(frame, out / "table.txt")
+    if draw:
+        for path in figures.draw_all(frame, out / "figures"):
+            print(f"figure: {path}")
+    return 0
