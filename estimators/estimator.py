@@ -189,7 +189,7 @@ def hypergradient(
         wrt_params=end,
         wrt_hparams=hparams,
     )
-    if not bool(torch.isfinite(value)):
+    if not tree.holds(torch.isfinite(value)):
         raise NonFiniteError(f"the outer loss is {float(value)} at the end of the last stage")
     if not cotangent and not direct:
         raise HypergradientError(

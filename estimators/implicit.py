@@ -171,7 +171,7 @@ def last_objectives(stage: Stage, record: Record, batches: int) -> list[BoundLos
 
 
 def _any_positive(x: float | Tensor) -> bool:
-    return bool(torch.as_tensor(x).gt(0).any())
+    return bool(x.gt(0).any()) if isinstance(x, Tensor) else x > 0
 
 
 def _with_step(solver: Solver, rules: dict[str, Rule], matvec: Matvec, b: Tree) -> tuple[Solver, int]:
@@ -195,5 +195,5 @@ def _with_step(solver: Solver, rules: dict[str, Rule], matvec: Matvec, b: Tree) 
             v = matvec(v)
             top = tree.norm(v)
             used += 1
-        step = 1 / float(top) if float(top) > 0 else 1.0
+        step = 1 / float(top) if tree.has_values(top) and float(top) > 0 else 1.0
     return cast(Solver, replace(cast(Any, solver), lr=step)), used

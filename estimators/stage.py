@@ -184,7 +184,7 @@ class Record:
     def kept_bytes_from(self, step: int) -> int:
         """Bytes of the recorded states from before ``step`` on."""
         seen = {
-            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+            x.untyped_storage()._cdata: x.untyped_storage().nbytes()
             for t, s in self.states.items()
             if t >= step
             for x in [*s.params.values(), *(y for slots in s.slots.values() for y in slots.values())]
@@ -245,7 +245,8 @@ def run(
     skipped: dict[int, frozenset[str]] = {}
     grad: Tree | None = None
     names = set(stage.trained(state.params))
-    drawn = _generator_states(state.params) if stage.seed is None else None
+    readable = all(map(tree.has_values, state.params.values()))  # else no kernel runs, and none draws
+    drawn = _generator_states(state.params) if stage.seed is None and readable else None
     if watch is not None:
         watch(state)
     for t in range(state.step, last):
@@ -324,9 +325,8 @@ def _check_no_draws(before: list[Tensor], params: Tree, step: int) -> None:
 
 
 def _check_finite(record: Record) -> None:
-    bad = (~torch.isfinite(record.losses)).nonzero()
-    if len(bad):
-        i, end = int(bad[0]), record.end.step
+    if not tree.all_finite({"losses": record.losses}):
+        i, end = int((~torch.isfinite(record.losses)).nonzero()[0]), record.end.step
         raise NonFiniteError(
             f"the inner loss became {float(record.losses[i])} at step {end - len(record.losses) + i} of {end}: lower the "
             "learning rate, or look at the batch of that step"

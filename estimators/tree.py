@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import HypergradientError
 
@@ -123,9 +124,26 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Tree:
     return {k: p.reshape(x.shape) for (k, x), p in zip(like.items(), parts, strict=True)}
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether entries can be read back: fake and meta tensors know their shapes and dtypes alone.
+
+    The whole library also runs on those, so that one can learn what a hypergradient would need without computing it (see
+    `holds`). Where a value decides how much work is done, torch itself refuses to give one.
+    """
+    return not isinstance(x, FakeTensor) and not x.is_meta
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether a 0-d condition is met (synchronises); without values (see `has_values`) it is taken to be.
+
+    For conditions that are met unless something is wrong: nothing but a refusal, or a report, may depend on them.
+    """
+    return bool(condition) if has_values(condition) else True
+
+
 def all_finite(a: Mapping[str, Tensor]) -> bool:
-    """Whether no leaf holds NaN or infinity (synchronises once)."""
-    return not a or bool(torch.stack([torch.isfinite(x).all() for x in a.values()]).all())
+    """Whether no leaf holds NaN or infinity (synchronises once; see `holds`)."""
+    return not a or holds(torch.stack([torch.isfinite(x).all() for x in a.values()]).all())
 
 
 def check_slots(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor]) -> None:
@@ -139,8 +157,8 @@ def check_slots(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor]) 
 
 
 def any_nonzero(a: Mapping[str, Tensor]) -> bool:
-    """Whether any entry differs from 0 (synchronises once)."""
-    return bool(a) and bool(torch.stack([x.any() for x in a.values()]).any())
+    """Whether any entry differs from 0 (synchronises once; see `holds`)."""
+    return bool(a) and holds(torch.stack([x.any() for x in a.values()]).any())
 
 
 def check(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor] | None = None) -> None:

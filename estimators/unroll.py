@@ -79,7 +79,7 @@ class Unroll:
                 at, spent = self._step(stage, record, state, hparams, at, needs_rows=whole or state.step > first)
                 cost += spent
             stop = begin
-        if at.flowed and not stage.rule_reads_hparams and not bool(torch.stack(at.flowed).any()):
+        if at.flowed and not stage.rule_reads_hparams and not tree.holds(torch.stack(at.flowed).any()):
             check_derivative(stage, record, hparams)
         return Pullback(
             hparams=stage.reduce(at.hparams),

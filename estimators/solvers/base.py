@@ -27,6 +27,7 @@ class Outcome(enum.Enum):
     )
     SINGULAR = "the system is singular: add damping, or a penalty to the inner loss"
     DIVERGED = "the series diverges, lr * lambda_max >= 2: lower lr (1 / lambda_max is safe), or use CG"
+    UNREAD = "no values to stop by (fake or meta tensors): as many steps were taken as the solver allows"
     NONFINITE = "a product was NaN or infinite: look at the loss where the solver evaluated it"
     NOT_POSITIVE = (
         "the preconditioner (the rule's adaptation) is negative somewhere, as Adam's is in its first steps: train a few "

@@ -26,7 +26,8 @@ class CG:
     direction uses the new residual; a zero right-hand side gives zero; scaling b scales x; a direction of
     non-positive curvature ends the iteration at the last iterate that minimised anything, and is reported.
 
-    On an accelerator with ``rtol=0`` nothing is read back until the end: finished iterations are masked.
+    On an accelerator with ``rtol=0`` nothing is read back until the end: finished iterations are masked. On tensors without
+    values (see `tree.has_values`) all ``steps`` are taken.
 
     Args:
         steps: largest number of products, >= 1.
@@ -56,7 +57,7 @@ class CG:
         lowest, highest = torch.full_like(rr, torch.inf), torch.zeros_like(rr)
         indefinite = torch.zeros_like(rr, dtype=torch.bool)
         solved, negative = rr <= goal, rr < 0
-        waits = self.rtol > 0 or reads_are_free(rr.device)
+        waits = tree.has_values(rr) and (self.rtol > 0 or reads_are_free(rr.device))
         matvecs = 0
         for _ in range(self.steps):
             if waits and bool(solved | indefinite | ~torch.isfinite(rr)):
@@ -83,6 +84,9 @@ class CG:
         rounding = torch.finfo(rr.dtype).eps * highest * tree.norm(x)
         left = rr.sqrt() if preconditioner is None else tree.norm(r)
         whole = bb.sqrt() if preconditioner is None else tree.norm(b) / unit
+        if not tree.has_values(rr):
+            outcome = Outcome.UNREAD if self.rtol > 0 else Outcome.BUDGET
+            return Solution(tree.scale(x, unit), outcome, matvecs, None, None)
         residual = float(torch.maximum(left, rounding) / whole) if matvecs and bool(whole) else 0.0
         curvature = float(lowest) if matvecs and bool(torch.isfinite(lowest)) else None
         if not bool(torch.isfinite(rr)):

@@ -42,13 +42,15 @@ class Nystrom:
 
     def __call__(self, matvec: Matvec, b: Tree) -> Solution:
         length = tree.norm(b)
-        if float(length) == 0:
+        if not tree.holds(length != 0):
             return Solution(tree.zeros_like(b), Outcome.APPROXIMATE, 0, 0.0, None)
         flat = tree.flatten(b)
         n = flat.numel()
         chosen = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))[: self.rank]
-        columns = torch.stack([tree.flatten(matvec(_unit(i, flat, b))) for i in chosen.tolist()], dim=1)
-        if not bool(torch.isfinite(columns).all()):
+        # without values any columns will do: all take the same
+        picked = chosen.tolist() if tree.has_values(chosen) else range(len(chosen))
+        columns = torch.stack([tree.flatten(matvec(_unit(i, flat, b))) for i in picked], dim=1)
+        if not tree.holds(torch.isfinite(columns).all()):
             return Solution(tree.scale(b, torch.nan), Outcome.NONFINITE, len(chosen), None)
         block = columns[chosen.to(flat.device)]
         block = (block + block.T) / 2
@@ -61,8 +63,10 @@ class Nystrom:
         outside = outside - basis @ (basis.T @ outside)  # once is not enough when rho is tiny
         x = basis @ (inside / (eigenvalues + self.rho)) + outside / self.rho
         value = tree.unflatten(x, b)
-        residual = float(tree.norm(tree.sub(b, matvec(value))) / length)
-        lowest = float(torch.linalg.eigvalsh(block).min())
+        left, smallest = tree.norm(tree.sub(b, matvec(value))) / length, torch.linalg.eigvalsh(block).min()
+        if not tree.has_values(left):
+            return Solution(value, Outcome.APPROXIMATE, len(chosen) + 1, None)
+        residual, lowest = float(left), float(smallest)
         negative = lowest < -torch.finfo(flat.dtype).eps * n * float(block.abs().max())
         outcome = Outcome.INDEFINITE if negative else Outcome.APPROXIMATE
         return Solution(value, outcome, len(chosen) + 1, residual, lowest)

@@ -22,7 +22,8 @@ def series(
 
     With t_j = (I - aH)^j b, the sum of the first j terms has the residual t_j. H is symmetric, so its norm can only
     fail to shrink if an eigenvalue of I - aH has modulus >= 1: that the series cannot converge is then certain.
-    Norms are read back once, at the end, unless ``rtol`` is positive.
+    Norms are read back once, at the end, unless ``rtol`` is positive. Where there are no values (see `tree.has_values`) all
+    ``products`` are made.
 
     With a preconditioner D, t_j = (I - a H D)^j b and the sum is a D sum_j t_j. For symmetric D > 0 all of the above
     holds for the norm t'D t and the curvature of D^1/2 H D^1/2; for another D (of a rule that mixes coordinates) the
@@ -40,7 +41,7 @@ def series(
     norms, quotients = [_size(term, adapted, preconditioner)], []
     matvecs = 0
     for _ in range(products):
-        if rtol > 0 and bool(norms[-1] <= rtol * norms[0]):
+        if rtol > 0 and tree.has_values(unit) and bool(norms[-1] <= rtol * norms[0]):
             break
         h_term = matvec(adapted)
         matvecs += 1
@@ -51,6 +52,8 @@ def series(
         adapted = _adapted(preconditioner, term)
         norms.append(_size(term, adapted, preconditioner))
     value = tree.scale(tree.scale(_adapted(preconditioner, total), lr), unit)
+    if not tree.has_values(unit):
+        return Solution(value, Outcome.UNREAD if rtol > 0 else Outcome.BUDGET, matvecs, None, None)
     sizes = torch.stack(norms).tolist()
     if any(math.isnan(x) for x in sizes) and tree.all_finite(value):  # the root of a negative t'D t
         return Solution(value, Outcome.NOT_POSITIVE, matvecs, None, None)
