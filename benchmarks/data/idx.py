@@ -52,7 +52,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             if len(sizes) < 4 * dimensions:
                 raise DataError(f"{path.name} ends within its header: it is truncated. Fetch it anew")
             shape = struct.unpack(f">{dimensions}I", sizes)
-            content = file.read(prod(shape) + 1)
+            content = _at_most(file, prod(shape) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path.name} cannot be unpacked ({error}): it is truncated or damaged. Fetch it anew"
@@ -64,6 +64,14 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             "anew"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _at_most(file: IO[bytes], count: int) -> bytearray:
+    """What is left of ``file``, but no more than ``count`` bytes; piecewise, since ``count`` may be a wrong number."""
+    content = bytearray()
+    while len(content) < count and (piece := file.read(min(2**20, count - len(content)))):
+        content += piece
+    return content
 
 
 def read_idx_folder(data: str | Path) -> LabelledImages:
