@@ -9,10 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from estimators import NonFiniteError
-
 from .cells import Failure
 
 OUT_OF_MEMORY = re.compile(
@@ -47,6 +43,10 @@ class Verdict(NamedTuple):
 
 def of_error(error: BaseException) -> Verdict:
     """The verdict on what a cell raised."""
+    import torch  # late: who only starts processes does not need it
+
+    from estimators import NonFiniteError
+
     reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))

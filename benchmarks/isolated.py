@@ -45,6 +45,8 @@ class Orders:
         plugins: see `benchmarks.plugins`.
         effort: fields of `benchmarks.point.Effort`, or of what measures a meta step.
         executor: its name, for the rows.
+        shares_machine: whether jobs may be on one machine, for the rows.
+        cwd: folder in which the processes start, so that relative paths mean the same everywhere.
     """
 
     out: Path
@@ -58,11 +60,13 @@ class Orders:
     plugins: tuple[str, ...] = ()
     effort: dict[str, Any] = field(default_factory=dict)
     executor: str = "local"
+    shares_machine: bool = True
+    cwd: str = field(default_factory=os.getcwd)
 
     @property
     def marks(self) -> dict[str, Any]:
         """What every row's ``environment`` says of these orders."""
-        return {"jobs": self.jobs, "disturbed": self.jobs > 1, "executor": self.executor}
+        return {"jobs": self.jobs, "disturbed": self.jobs > 1 and self.shares_machine, "executor": self.executor}
 
 
 class Children:
@@ -184,7 +188,7 @@ def _child(
     """
     by_id = {c.id: c for c in todo}
     env = os.environ | {"OMP_NUM_THREADS": str(orders.threads), "MKL_NUM_THREADS": str(orders.threads)}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), orders.cwd, *filter(None, [os.environ.get("PYTHONPATH")])])
     message = {
         "cells": [c.config for c in todo], "out": str(orders.out.resolve()), "plugins": list(orders.plugins),
         "effort": orders.effort, "memory": orders.memory, "together": orders.together, "threads": orders.threads,
@@ -195,7 +199,7 @@ def _child(
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=orders.cwd,
             start_new_session=True,  # the terminal's Ctrl-C is for the parent to pass on
         )  # fmt: skip
         children.add(process)

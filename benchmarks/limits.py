@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -52,6 +50,8 @@ def memory(limit: int | None, device: str = "cpu") -> Iterator[None]:
         yield
         return
     if device.startswith("cuda"):
+        import torch  # late: who only starts processes does not need it
+
         index = torch.device(device).index or 0
         total = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), index)

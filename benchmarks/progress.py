@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from .cells import Cell
@@ -29,10 +30,11 @@ class Progress:
         self._console = console or Console(stderr=True, highlight=False)
         self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+            TextColumn("{task.fields[left]}"), console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task("starting", total=total)
+        self._task = self._bar.add_task("starting", total=total, left="")
         self._failed = 0
+        self._measured, self._begin = 0, time.monotonic()
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -53,7 +55,9 @@ class Progress:
             self._bar.update(self._task, description=escape(cell.label))
             return
         self.count += 1
-        self._bar.update(self._task, advance=1)
+        self._measured += event == "done"
+        left = time_left(time.monotonic() - self._begin, self._measured, self.total - self.count)
+        self._bar.update(self._task, advance=1, left=left)
         status = "kept" if event == "kept" else details["status"]
         self._failed += status == "failed"
         if self._console.is_terminal:
@@ -62,4 +66,24 @@ class Progress:
         elif event == "done":
             reason = f": {details['reason']}" if details["reason"] else ""
             seconds = "" if details["seconds"] is None else f" {details['seconds']:.2f} s"
-            print(f"[{self.count}/{self.total}] {status}{seconds} {cell.label}{reason}", file=sys.stderr, flush=True)
+            left = f" ({left})" if left else ""
+            print(
+                f"[{self.count}/{self.total}] {status}{seconds} {cell.label}{reason}{left}", file=sys.stderr, flush=True
+            )
+
+
+def time_left(elapsed: float, measured: int, remaining: int) -> str:
+    """An estimate in words; "" where there is none, or nothing to wait for.
+
+    Args:
+        elapsed: seconds since the sweep began.
+        measured: cells that this time went into: not those that were there already.
+        remaining: cells to come.
+    """
+    if not measured or not remaining:
+        return ""
+    seconds = elapsed / measured * remaining
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.0f} {unit} left"
+    return f"about {seconds:.0f} s left"

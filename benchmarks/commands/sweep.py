@@ -60,7 +60,7 @@ class Sweep:
         Literal["local", "slurm", "ray"] | None, arg(help_behavior_hint="(default: the file's, or local)")
     ] = None
     """Where the processes run; see docs/sweeps.md."""
-    jobs: int = 1
+    jobs: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 1; all with Slurm)")] = None
     """Cells at a time."""
     allow_disturbed_timing: Switch = False
     """Let several cells run at a time on one machine although they are timed; their rows say so."""
@@ -121,7 +121,7 @@ def resolve(command: Sweep) -> tuple[Grid, list[Cell], Path]:
     flags: dict[str, Any] = {k: v for k, v in asdict(command).items() if k not in OWN}
     flags["together"] = (True if command.together else None) if not command.apart else False
     grid = read(command.file, flags)
-    if command.jobs < 1:
+    if command.jobs is not None and command.jobs < 1:
         raise SweepError(f"--jobs {command.jobs}: at least 1")
     out = command.out or Path("results") / grid.name
     if out.exists() and not out.is_dir():
@@ -146,11 +146,12 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
 
     try:
         grid, todo, out = resolve(command)
-        executor = choose(grid, todo, out, jobs=command.jobs, disturbed=command.allow_disturbed_timing)
+        executor = choose(grid, out, jobs=command.jobs or 1, disturbed=command.allow_disturbed_timing)
     except (ValueError, ImportError) as error:
         print(f"hypergradbench: {error}", file=sys.stderr)
         return 2
-    configuration = saved.save(out, grid, todo, command=words, shard=command.shard, jobs=command.jobs)
+    jobs = command.jobs or (1 if executor.shares_machine else max(len(todo), 1))
+    configuration = saved.save(out, grid, todo, command=words, shard=command.shard, jobs=jobs)
     if not locks.supported(out):
         print(
             f"hypergradbench: no file locks in {out}: let no two sweeps share it, or give each a --shard",
@@ -161,9 +162,9 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
             if finished(cell, out) == "failed":
                 cell.file(out).unlink(missing_ok=True)
     orders = Orders(
-        out=out, jobs=command.jobs, force=command.force, timeout=grid.seconds, memory=grid.memory, threads=grid.threads,
+        out=out, jobs=jobs, force=command.force, timeout=grid.seconds, memory=grid.memory, threads=grid.threads,
         per_process=grid.per_process, together=grid.together, plugins=grid.plugins, effort=grid.effort,
-        executor=grid.executor,
+        executor=grid.executor, shares_machine=executor.shares_machine,
     )  # fmt: skip
     with Progress(len(todo)) as progress:
         counts = run_cells(todo, orders, progress.report, executor)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from ..cells import Cell
 from ..grid import Grid, SweepError
 from .base import Executor
 from .local import Local
@@ -13,12 +11,11 @@ from .local import Local
 __all__ = ["Executor", "Local", "choose"]
 
 
-def choose(grid: Grid, todo: Sequence[Cell], out: Path, *, jobs: int, disturbed: bool) -> Executor:
-    """The executor of a sweep, after what would make every cell fail was looked for.
+def choose(grid: Grid, out: Path, *, jobs: int, disturbed: bool) -> Executor:
+    """The executor of a sweep, after a look for what would make every cell fail.
 
     Args:
         grid: the sweep.
-        todo: its cells.
         out: folder of the results.
         jobs: cells at a time.
         disturbed: cells may disturb each other's timing.
@@ -27,15 +24,27 @@ def choose(grid: Grid, todo: Sequence[Cell], out: Path, *, jobs: int, disturbed:
         SweepError: cells would share a machine while they are timed, or the device is not there.
         ImportError: the executor's extra is not installed.
     """
-    if grid.executor != "local":
-        raise SweepError(f"the executor {grid.executor!r} is not there yet: use local")
-    if jobs > 1 and not disturbed:
+    executor: Executor
+    if grid.executor == "slurm":
+        from .slurm import Slurm
+
+        executor = Slurm(out / "slurm", grid.slurm)
+    elif grid.executor == "ray":
+        from .ray import Ray
+
+        if any(":" in device for device in grid.devices):
+            raise SweepError('device: Ray gives each cell a GPU of its own, which is "cuda" there: leave the index out')
+        executor = Ray(grid.ray, cuda="cuda" in grid.devices)
+    else:
+        executor = Local()
+    if jobs > 1 and executor.shares_machine and not disturbed:
         raise SweepError(
             f"--jobs {jobs}: cells that run at the same time disturb each other's timing, and all of this sweep's are timed; "
             "leave it out, or add --allow-disturbed-timing (the rows will say so), or give each machine a --shard"
         )
-    devices_are_there(grid)
-    return Local()
+    if grid.executor == "local" or (grid.executor == "ray" and "address" not in grid.ray):
+        devices_are_there(grid)
+    return executor
 
 
 def devices_are_there(grid: Grid) -> None:

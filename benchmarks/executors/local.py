@@ -12,6 +12,8 @@ from ..isolated import Children, Orders, Report, run_batch
 class Local:
     """A thread a job, each following one child process at a time."""
 
+    shares_machine = True
+
     def run(self, batches: Sequence[Sequence[Cell]], orders: Orders, tell: Report) -> None:
         """See `Executor`."""
         children = Children()
