@@ -67,9 +67,10 @@ def from_module(module: nn.Module, criterion: Callable[[Call, Tree, Batch], Tens
         for prefix, part in module.named_modules():
             at = f"{prefix}." if prefix else ""
             for k, p in part.named_parameters(recurse=False, remove_duplicate=False):
-                out[at + k] = params[canonical[id(p)]] if p.requires_grad else p.detach()
+                out[at + k] = params[canonical[id(p)]] if p.requires_grad else p
             for k, b in part.named_buffers(recurse=False, remove_duplicate=False):
-                out[at + k] = b.detach().clone()
+                # no detach where there is nothing to cut: `CentralDifference` pays for every one with a forward pass
+                out[at + k] = (b.detach() if b.requires_grad else b).clone()
         return out
 
     def loss(params: Tree, hparams: Tree, batch: Batch) -> Tensor:
