@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from estimators import Adam, Problem, Stage, Tree, from_module
 from estimators.module import Call
@@ -112,6 +112,8 @@ def make(
     config: Any = transformers.BertConfig(**encoder_shape(s), vocab_size=s.vocabulary or VOCABULARY)
     module = without_weights(lambda: _Classifier(transformers.BertModel(config), s.hidden, classes), device)
 
+    numbers = torch.arange(classes, device=device)
+
     def call(model: Call, tokens: Tensor) -> tuple[Tensor, Tensor]:
         # (b, 1, 1, length): a mask of four dimensions goes to the kernel as it is, without a look at its values
         return model(tokens, None if data is None else (tokens != PAD)[:, None, None])
@@ -122,7 +124,9 @@ def make(
     def weighted(model: Call, hparams: Tree, xy: Batch) -> Tensor:
         features, logits = call(model, xy[0])
         if correction:
-            given = one_hot(xy[1], classes).to(features.dtype)
+            given = (xy[1][:, None] == numbers).to(
+                features.dtype
+            )  # one_hot would look at the values, and wait for them
             seen = features.detach() if detach else features
             added = perceptron(hparams, "correct", torch.cat([seen, given], dim=1))
             each = -(softmax(GIVEN * given + added) * logits.log_softmax(1)).sum(1)

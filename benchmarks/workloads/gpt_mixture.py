@@ -21,6 +21,7 @@ from estimators.stage import Batch
 from ..problems.common import generator, require
 from .base import GENERATED, Workload
 from .transformer import (
+    ATTENTION,
     FIRST,
     NEEDS,
     POOL,
@@ -85,7 +86,7 @@ def make(
         bos_token_id=vocabulary - 1,
         eos_token_id=vocabulary - 1,
         use_cache=False,
-        attn_implementation="sdpa",
+        attn_implementation=ATTENTION,
     )
     module = without_weights(lambda: transformers.GPT2LMHeadModel(config), device)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from estimators import Tree
 
@@ -27,6 +27,9 @@ INITIAL_STD = 0.02
 PAD, CLS, SEP = 0, 101, 102
 """BERT's ids; ordinary tokens start after all of BERT's special ones."""
 FIRST = 104
+
+ATTENTION = "hypergradbench"
+"""What `_attention` is called among the attention functions of `transformers`."""
 
 POOL = 32
 """Batches of generated examples; then they come again."""
@@ -92,7 +95,24 @@ def library() -> ModuleType:
         import transformers
     except ImportError as error:
         raise ImportError("this workload builds its model with transformers: pip install -e '.[models]'") from error
+    transformers.AttentionInterface.register(ATTENTION, _attention)
     return transformers
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Torch's scaled dot product attention without dropout: (b, heads, length, d) each -> (b, length, heads, d).
+
+    For its own "sdpa", `transformers` looks at the values of the position ids, in every pass of a decoder: a wait for the
+    device, a value cut from the graph, and another mask, hence another kernel and other memory, under fake tensors. For a
+    name that it has no masks for it makes none.
+    """
+    causal = attention_mask is None and bool(getattr(module, "is_causal", False))
+    out = scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, is_causal=causal, scale=settings.get("scaling")
+    )
+    return out.transpose(1, 2).contiguous(), None
 
 
 def encoder_shape(s: Size) -> dict[str, Any]:
@@ -104,7 +124,7 @@ def encoder_shape(s: Size) -> dict[str, Any]:
         "intermediate_size": 4 * s.hidden,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "attn_implementation": "sdpa",
+        "attn_implementation": ATTENTION,
     }
 
 
