@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.meta_step import MetaStep, settled
 from benchmarks.workloads import GENERATED, WORKLOADS, Workload, of_rank, with_autocast
@@ -196,17 +198,56 @@ def test_autocast(name: str) -> None:
     assert all(x.dtype == torch.float32 and bool(torch.isfinite(x).all()) for x in found.hparams.values())
 
 
-@every
-def test_it_can_be_made_of_fake_tensors(name: str) -> None:
-    """So that its memory is predicted without it: nothing in it depends on a value."""
-    with FakeTensorMode():
-        w = WORKLOADS[name].make(size="tiny", unroll=1)
-        start, batch = start_of(w), w.stage.stream(0)
-        assert all(isinstance(x, FakeTensor) for x in [*start.values(), *w.problem.hparams.values(), *batch])
-        params = {k: x.requires_grad_() for k, x in start.items()}
+class Operations(TorchDispatchMode):
+    """The names of what is computed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            func.namespace == "aten" and func is not torch.ops.aten.detach.default
+        ):  # fake tensors have their own of these
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(w: Workload) -> list[str]:
+    """Of the inner loss and its gradients, of plain training's, and of the outer loss."""
+    batch = w.stage.stream(0)
+    params = {k: x.detach().clone().requires_grad_() for k, x in start_of(w).items()}
+    hparams = {k: x.detach().clone().requires_grad_() for k, x in w.problem.hparams.items()}
+    with Operations() as seen:
+        w.stage.loss(params, hparams, batch).backward()
         w.plain(params, batch).backward()
-        loss = w.stage.loss(params, w.problem.hparams, batch)
-    assert isinstance(loss, FakeTensor) and loss.shape == ()
+        w.problem.outer(params, hparams).backward()
+    return seen.names
+
+
+@every
+def test_fake_tensors_go_the_same_way(name: str) -> None:
+    """Memory is predicted with them: nothing may depend on a value, nor on whether there is one."""
+    with FakeTensorMode():
+        w = WORKLOADS[name].make(size="tiny", unroll=3)
+        leaves = [*start_of(w).values(), *w.problem.hparams.values(), *w.stage.stream(0)]
+        assert all(isinstance(x, FakeTensor) for x in leaves)
+        predicted = operations(w)
+    assert predicted == operations(made(name))
+
+
+@every
+def test_nothing_is_cut_from_the_graph_for_nothing(name: str) -> None:
+    """A central difference costs two evaluations of the loss; four if the loss detaches something."""
+    w, calls = made(name), []
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return w.stage.loss(*args)
+
+    watched = replace(w, problem=replace(w.problem, stages=[replace(w.stage, loss=counted)]))
+    MetaStep(watched, registry["sama"].estimator, started(name))()
+    assert len(calls) == w.stage.steps + 2
 
 
 @every
