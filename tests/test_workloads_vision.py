@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.measure import peak_bytes
 from benchmarks.meta_step import MetaStep, PlainTraining, settled
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.resnet import drawn_weights, resnet
@@ -133,6 +134,19 @@ def test_nothing_differentiates_by_the_average_and_central_differences_evaluate_
     calls.clear()
     CentralDifference(alpha=1e-3)(loss, params, h, tangent, wrt_hparams=h)
     assert len(calls) == 2, "a third one would be the price of holding what a loss detaches"
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_the_average_keeps_no_activations_alive(name):
+    """Its forward pass is over before the trained network's begins, so that a weighted step peaks where a plain one does."""
+    with FakeTensorMode():  # at the real size: a matter of shapes
+        w = WORKLOADS[name].make(size="base", batch=8)
+        params, h, batch = w.problem.start, w.problem.hparams, w.stage.stream(0)
+        theta = {k: x.requires_grad_(not k.startswith("ema.")) for k, x in params.items()}
+        trained = [theta[k] for k in w.stage.trained(params)]
+        plain = peak_bytes(lambda: torch.autograd.grad(w.plain(theta, batch), trained))
+        weighted = peak_bytes(lambda: torch.autograd.grad(w.stage.loss(theta, h, batch), trained))
+    assert 2**20 < plain <= weighted < 1.01 * plain
 
 
 @pytest.mark.parametrize("name", PRUNING)

@@ -102,9 +102,9 @@ def pruning(
 
     def loss(params: Tree, hparams: Tree, xy: Batch) -> Tensor:
         images, labels = xy
+        before = log_softmax(predict(averaged(params), images), 1)  # first: no activation is kept while it goes
         logits = predict(params, images)
-        each = cross_entropy(logits, labels, reduction="none")
-        before, now = log_softmax(predict(averaged(params), images), 1), log_softmax(logits, 1)
+        each, now = cross_entropy(logits, labels, reduction="none"), log_softmax(logits, 1)
         uncertainty = (before.exp() * (before - now)).sum(1)
         return (weights(hparams, torch.stack([each, uncertainty], 1), WEIGHT) * each).mean()
 
