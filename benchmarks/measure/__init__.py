@@ -3,9 +3,10 @@
 Time, memory and counts are never measured in the same pass: watching operations slows every one of them down.
 """
 
+from .allocator import allocator_peak_bytes, cuda_memory, process_peak_bytes
 from .clock import Overhead, Stopwatch, overhead, synchronise
 from .counters import Counter, Counts, counting
-from .environment import environment
+from .environment import busy, environment, load_average
 from .live_bytes import peak_bytes
 from .of_meta_step import counts_of, memory_of
 from .order_statistics import Summary, median_interval, summary
@@ -26,10 +27,14 @@ __all__ = [
     "Stopwatch",
     "Summary",
     "Timing",
+    "allocator_peak_bytes",
+    "busy",
     "counting",
     "counts_of",
+    "cuda_memory",
     "environment",
     "interleaved",
+    "load_average",
     "median_interval",
     "memory_of",
     "memory_of_meta_step",
@@ -38,6 +43,7 @@ __all__ = [
     "paired_timing",
     "peak",
     "peak_bytes",
+    "process_peak_bytes",
     "summary",
     "synchronise",
 ]
