@@ -13,7 +13,7 @@ from torch import Tensor
 from . import tree
 from .errors import HypergradientError, NonFiniteError
 from .products import BoundLoss, gradients, leaves
-from .rules import AnyRule, can_rewind, check_leaves, init_tree, is_rule, leaf_rule, step_tree
+from .rules import AnyRule, can_rewind, check_leaves, init_tree, is_rule, leaf_rule, leaf_steps
 from .state import State
 from .tree import Tree
 
@@ -193,16 +193,28 @@ class Record:
 
 
 def advance(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
-    """One step: (next state, loss, gradient of the leaves that the loss reads)."""
+    """One step: (next state, loss, gradient of the leaves that the loss reads). ``state`` is not changed."""
+    return _step(stage, rule, _own(state), hparams)
+
+
+def _own(state: State) -> State:
+    """The same tensors in dicts of its own."""
+    return state._replace(params=dict(state.params), slots=dict(state.slots))
+
+
+def _step(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
+    """As `advance`, taking ``state`` over: a tensor that nobody else holds is gone as soon as its successor is there, so that
+    a step needs one leaf more than the state, not a second state."""
     names = stage.trained(state.params)
     loss, grads, _ = gradients(stage.objective(state.step), state.params, hparams, wrt_params=names)
     grads = stage.reduce(grads)
     with torch.no_grad():
-        changes, moved = step_tree(rule, grads, state)
-        params = {**state.params, **{k: state.params[k] + change for k, change in changes.items()}}
-    slots = {**state.slots, **moved}
+        for k, change, slots in leaf_steps(rule, grads, state):
+            state.params[k] = state.params[k] + change
+            state.slots[k] = slots
+            del change
     missed = {**state.missed, **{k: state.missed.get(k, 0) + 1 for k in names if k not in grads}}
-    return State(params, slots, state.step + 1, missed), loss, grads
+    return state._replace(step=state.step + 1, missed=missed), loss, grads
 
 
 def run(
@@ -237,6 +249,7 @@ def run(
     hparams = tree.detach(hparams)
     state = start if isinstance(start, State) else stage.initial(start, hparams)
     state = state._replace(params=tree.detach(state.params), slots={k: tree.detach(s) for k, s in state.slots.items()})
+    del start  # it may be held by nobody else, and then need not outlive the first step
     rule = stage.bind(hparams)
     last = state.step + stage.steps
     recorded = recorded_steps(stage, hparams, state.params, last, tail, every)
@@ -253,7 +266,9 @@ def run(
         if t in recorded:
             states[t] = state
         grad = None  # the previous gradient must not outlive this step's activations
-        state, loss, grad = advance(stage, rule, state, hparams)
+        if t in recorded or watch is not None:
+            state = _own(state)  # they keep theirs
+        state, loss, grad = _step(stage, rule, state, hparams)
         losses.append(loss)
         if len(grad) < len(names):
             skipped[t] = frozenset(names - grad.keys())

@@ -30,6 +30,7 @@ from .whole import (
     is_wrapper,
     leaf_rule,
     leaf_rules,
+    leaf_steps,
     rewind_tree,
     step_tree,
 )
@@ -60,5 +61,5 @@ __all__ = [
     "LAMB", "RULES", "SGD", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
     "AnyRule", "ClipNorm", "Groups", "Lion", "Momentum", "Muon", "NAdam", "RAdam", "RMSprop", "Rule", "Scheduled",
     "Slots", "Wrapper", "can_rewind", "check_leaves", "declares", "init_tree", "is_linear", "is_rule", "is_wrapper",
-    "leaf_rule", "leaf_rules", "rewind_tree", "step_tree",
+    "leaf_rule", "leaf_rules", "leaf_steps", "rewind_tree", "step_tree",
 ]  # fmt: skip

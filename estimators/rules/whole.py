@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol, TypeGuard, cast
 
 from torch import Tensor
@@ -108,11 +108,22 @@ def step_tree(rule: AnyRule, grads: Tree, state: State) -> tuple[Tree, dict[str,
     """
     changes: Tree = {}
     slots: dict[str, Slots] = {}
+    for k, change, moved in leaf_steps(rule, grads, state):
+        changes[k], slots[k] = change, moved
+    return changes, slots
+
+
+def leaf_steps(rule: AnyRule, grads: Tree, state: State) -> Iterator[tuple[str, Tensor, Slots]]:
+    """The same leaf by leaf: (name, change, slots after the step). Each is computed when it is asked for.
+
+    A leaf of ``state`` may be replaced once it was given.
+    """
     for k, g in transform(rule, grads).items():
-        changes[k], slots[k] = leaf_rule(rule, k, state.step).update(
+        change, moved = leaf_rule(rule, k, state.step).update(
             g, state.slots[k], state.update_number(k), state.params[k]
         )
-    return changes, slots
+        yield k, change, moved
+        del change, moved
 
 
 def can_rewind(rule: AnyRule, leaves: Collection[str], step: int) -> bool:
