@@ -1,4 +1,7 @@
-"""The unit of cost: one meta step, that is unroll steps, the hypergradient at their end, and the meta update."""
+"""The unit of cost: one meta step, that is unroll steps, the hypergradient at their end, and the meta update.
+
+Beside it the plain training that it is measured against: as many steps of the same model, with `torch.optim`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,22 @@ from typing import Any, Literal
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from estimators import CentralDifference, Estimator, Hypergradient, State, hypergradient, run
+from estimators import (
+    CentralDifference,
+    Direct,
+    Estimator,
+    Evolution,
+    FiniteDifference,
+    Greedy,
+    Hypergradient,
+    Plain,
+    Random,
+    State,
+    Tartan,
+    hypergradient,
+    run,
+)
+from estimators.stage import Batch, identity
 from estimators.tree import detach
 
 from .measure import Category
@@ -22,6 +40,9 @@ plain one for all, so that a ratio does not measure the kernel. Fused kernels ha
 WARM_STEPS = 10
 """Steps before the point where meta steps are measured: Adam's adaptation is no longer young there."""
 
+FIRST_ORDER = (Plain, Direct, Random, Greedy, Tartan, FiniteDifference, Evolution)
+"""Estimators without a `product` field that take no second derivative all the same."""
+
 
 def settled(workload: Workload) -> State:
     """The state after `WARM_STEPS` steps of the workload's own training: where every estimator's meta step starts."""
@@ -29,14 +50,36 @@ def settled(workload: Workload) -> State:
     return run(stage, workload.problem.start, workload.problem.hparams, tail=0).end
 
 
+def copied(state: State) -> State:
+    """The same numbers in tensors of its own."""
+    slots = {k: {name: x.clone() for name, x in s.items()} for k, s in state.slots.items()}
+    return state._replace(params={k: x.clone() for k, x in state.params.items()}, slots=slots)
+
+
+def preloaded(workload: Workload) -> Workload:
+    """The same with the batches of a meta step made beforehand: training is timed, not the making or the copying of data.
+
+    Other batches (a solver may average over earlier ones) are made when they are asked for.
+    """
+    stage = workload.stage
+    held = {t: _contiguous(stage.stream(t)) for t in range(WARM_STEPS, WARM_STEPS + stage.steps)}
+
+    def stream(t: int) -> Batch:
+        return held[t] if t in held else stage.stream(t)
+
+    return replace(workload, problem=replace(workload.problem, stages=[replace(stage, stream=stream)]))
+
+
 class MetaStep:
-    """One meta step of ``estimator`` from ``state``; every call does the same work and finds the same hypergradient.
+    """One meta step of ``estimator`` from ``state``.
 
     Args:
         workload: what is trained.
         estimator: for its one stage.
         state: where the steps start, as `settled` gives it; it is not changed, so that estimators may share it.
         kernel: see `Kernel`.
+        onward: go on from the end, as a training does, and hold nothing else: for memory. Otherwise every call does the same
+            work and finds the same hypergradient: for time.
 
     Attributes:
         watch: given to `run`.
@@ -44,60 +87,102 @@ class MetaStep:
 
     watch: Callable[[State], None] | None = None
 
-    def __init__(self, workload: Workload, estimator: Estimator, state: State, *, kernel: Kernel = "best") -> None:
-        self.workload, self.estimator, self.state, self.kernel = workload, estimator, state, kernel
+    def __init__(
+        self, workload: Workload, estimator: Estimator, state: State, *, kernel: Kernel = "best", onward: bool = False
+    ) -> None:
+        self.workload, self.estimator, self.kernel, self.onward = workload, estimator, kernel, onward
+        self._held = [state]  # in a list, which copies of the step share: none of them holds what has been left behind
         self.hparams = detach(workload.problem.hparams)
-        self._updated = {k: x.clone() for k, x in self.hparams.items()}  # the meta optimizer's own copy
-        self.meta = workload.meta(list(self._updated.values()))
+        self._updated = {k: x.clone() for k, x in self.hparams.items()}  # the meta optimizer moves these, so that
+        self.meta = workload.meta(list(self._updated.values()))  # the next call starts from the same ones
 
     @property
     def resident(self) -> dict[Category, Any]:
-        """The tensors that are held between meta steps, by what they are for."""
+        """The tensors that are held between meta steps, by what they are for; the meta optimizer's after the first call.
+
+        The unchanged copy of the hyperparameters is left out: only repeating needs it.
+        """
         return {
             "parameters": self.state.params,
             "slots": self.state.slots,
-            "hyperparameters": [self.hparams, self._updated, self.meta.state],
+            "hyperparameters": [self._updated, self.meta.state],
+            "buffers": _exchanged(self.workload),
         }
 
     def __call__(self) -> Hypergradient:
         problem, stage, e = self.workload.problem, self.workload.stage, self.estimator
         with _attention(self.kernel):
             every = getattr(e, "every", 1)
-            record = run(stage, self.state, self.hparams, tail=e.tail, every=every, watch=self.watch)
-        second_order = not isinstance(getattr(e, "product", None), CentralDifference)
-        with _attention("math" if second_order else self.kernel):
+            record = run(stage, self._start(), self.hparams, tail=e.tail, every=every, watch=self.watch)
+        with _attention(self.kernel if first_order(e) else "math"):
             found = hypergradient(problem.outer, [stage], [e], [record], self.hparams, throw=False)
         for k, x in self._updated.items():
             x.grad = found.hparams[k]
         self.meta.step()
         self.meta.zero_grad()
-        self.workload.between(record.end)
+        end = self.workload.between(record.end)
+        if self.onward:
+            self._held.append(end)
         return found
+
+    @property
+    def state(self) -> State:
+        """Where the next call starts."""
+        return self._held[0]
+
+    def _start(self) -> State:
+        """The state, which is the caller's alone if nobody needs it again."""
+        return self._held.pop() if self.onward else self._held[0]
 
 
 class PlainTraining:
-    """As many steps of plain training, as one would write them with `torch.optim`; every call goes on from the last."""
+    """As many steps of plain training, as one would write them with `torch.optim`; every call goes on from the last.
+
+    Its batches are those of the meta step. Over data-parallel ranks the gradients are averaged as the stage averages its own.
+
+    Args:
+        workload, state, kernel: as for `MetaStep`; the state is copied.
+    """
 
     def __init__(self, workload: Workload, state: State, *, kernel: Kernel = "best") -> None:
         self.workload, self.kernel = workload, kernel
         trained = set(workload.stage.trained(state.params))
         self.params = {k: x.detach().clone().requires_grad_(k in trained) for k, x in state.params.items()}
         self._optimizer = workload.optimizer([x for x in self.params.values() if x.requires_grad])
-        self._step = 0
 
     @property
     def resident(self) -> dict[Category, Any]:
         """As `MetaStep.resident`."""
-        return {"parameters": self.params, "slots": self._optimizer.state}
+        return {"parameters": self.params, "slots": self._optimizer.state, "buffers": _exchanged(self.workload)}
 
     def __call__(self) -> None:
         stage = self.workload.stage
         with _attention(self.kernel):
-            for _ in range(stage.steps):
-                self._optimizer.zero_grad()
-                self.workload.plain(self.params, stage.stream(self._step)).backward()
+            for t in range(WARM_STEPS, WARM_STEPS + stage.steps):
+                self.workload.plain(self.params, stage.stream(t)).backward()
+                if stage.reduce is not identity:
+                    self._average()
                 self._optimizer.step()
-                self._step += 1
+                self._optimizer.zero_grad()
+
+    def _average(self) -> None:
+        means = self.workload.stage.reduce({k: x.grad for k, x in self.params.items() if x.grad is not None})
+        for k, mean in means.items():
+            self.params[k].grad = mean
+
+
+def _exchanged(workload: Workload) -> Any:
+    """What data-parallel ranks hold for their averages."""
+    return getattr(workload.stage.reduce, "resident", ())
+
+
+def first_order(estimator: Estimator) -> bool:
+    """Whether ``estimator`` never differentiates twice, so that fused attention can serve it."""
+    return isinstance(estimator, FIRST_ORDER) or isinstance(getattr(estimator, "product", None), CentralDifference)
+
+
+def _contiguous(batch: Batch) -> Batch:
+    return tuple(x.contiguous() for x in batch)
 
 
 @contextmanager

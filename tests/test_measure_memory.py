@@ -152,9 +152,9 @@ def test_repeats_to_the_byte() -> None:
     found.append(memory_of(step))
     assert found[0] == found[1] == found[2]
     numbers = sum(x.numel() for x in state.params.values())
-    # parameters and two moments in float32; eight hyperparameters, the meta optimizer's copy of them, and for each it keeps
-    # two moments and a count of its steps
-    assert found[0].resident == 3 * 4 * numbers + 4 * 8 * (1 + 1 + 2 + 1)
+    # parameters and two moments in float32; eight hyperparameters, for each of which the meta optimizer keeps two moments and
+    # a count of its steps
+    assert found[0].resident == 3 * 4 * numbers + 4 * 8 * (1 + 2 + 1)
     assert found[0].split["hyperparameters"] >= 4 * 8 * 5
     assert sum(found[0].split.values()) == found[0].peak
 

@@ -114,7 +114,7 @@ def interleaved(
         rounds.each(list(works), lambda fn: [fn() for _ in range(warm)])
         cost = overhead(rounds.stopwatch)
         begin = time.perf_counter()
-        rounds.calibrate(max(slice_seconds, cost.fixed / OVERHEAD_SHARE), agree)
+        rounds.calibrate(agree(max(slice_seconds, cost.fixed / OVERHEAD_SHARE)), agree)
         while True:
             names = list(rounds.works)
             order.shuffle(names)
