@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+LOADED: list[str] = []
+"""What was loaded here, for processes that this one starts."""
+
 
 def load(plugins: Sequence[str]) -> None:
     """Import each, once.
@@ -28,6 +31,8 @@ def load(plugins: Sequence[str]) -> None:
             raise
         except Exception as error:
             raise ImportError(f"the plugin {plugin} fails: {type(error).__name__}: {error}") from error
+        if plugin not in LOADED:
+            LOADED.append(plugin)
 
 
 def _load_file(path: Path) -> None:

@@ -153,16 +153,7 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
             "products": answer.cost.products,
             "matvecs": answer.cost.matvecs,
         },
-        "pullbacks": [
-            {
-                "outcome": p.outcome.name,
-                "text": p.outcome.value,
-                "residual": p.residual,
-                "curvature": p.curvature,
-                "products": p.cost.products,
-            }
-            for p in answer.pullbacks
-        ],
+        "pullbacks": told(answer),
         "value": float(answer.value),
     }  # fmt: skip
 
@@ -170,6 +161,20 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
 def describe(claim: Claim) -> dict[str, Any]:
     """What a table needs of a claim."""
     return {k: getattr(claim, k) for k in ("of", "citation", "target", "exact", "bias", "scale")}
+
+
+def told(answer: Hypergradient) -> list[dict[str, Any]]:
+    """What the pullbacks of ``answer`` say of themselves, one a stage."""
+    return [
+        {
+            "outcome": p.outcome.name,
+            "text": p.outcome.value,
+            "residual": p.residual,
+            "curvature": p.curvature,
+            "products": p.cost.products,
+        }
+        for p in answer.pullbacks
+    ]
 
 
 def _count(a: Tree) -> int:

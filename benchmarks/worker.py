@@ -21,7 +21,7 @@ import torch
 
 from estimators import NotApplicableError, per_stage, registry
 
-from . import cells, failures, limits
+from . import cells, failures, limits, meta_cells
 from .cells import AUTOCAST, Cell
 from .lifeline import die_at_end_of, die_with_parent
 from .measure import environment
@@ -122,7 +122,7 @@ def work(todo: Sequence[Cell], desk: Desk, effort: dict[str, Any], *, together: 
     shared = _Shared()
     for group in groups(todo, together):
         if group[0].kind == "meta":
-            _meta(group, desk, effort)
+            meta_cells.measure(group, desk, effort)
             continue
         for cell in group:
             desk.start(cell)
@@ -177,13 +177,6 @@ def _single(cell: Cell, desk: Desk, shared: _Shared, effort: Effort) -> None:
     else:
         content = measure(instance, chosen, entry.claim, effort)
     desk.done(cell, content)
-
-
-def _meta(group: Sequence[Cell], desk: Desk, effort: dict[str, Any]) -> None:
-    """Measure meta steps of one instance, in turns."""
-    for cell in group:
-        desk.start(cell)
-        desk.fail(cell, NotImplementedError("cells of kind 'meta' cannot be measured yet"))
 
 
 def dtype_of(cell: Cell) -> torch.dtype:
