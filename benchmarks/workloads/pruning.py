@@ -8,8 +8,8 @@ between the predictions of the current model and the exponentially-moving-averag
 the divergence KL(average || current) of the two predicted distributions: 0 where they agree, and smooth there. There is
 no clean set: the meta level sees training data too, as the paper has it, and a small weight means "prune".
 
-Both inputs of w enter *not* detached, so that the derivative of the run is what differences of runs give; released
-codes detach them. They also average the last layer only; here the whole network is averaged, as the text says, at the
+Both inputs of w enter *not* detached, so that the derivative of the run is what differences of runs give;
+``detach=True`` is what the released code does. It also averages the last layer only; here the whole network is averaged, as the text says, at the
 cost of one more forward pass an evaluation. Plain training has neither weights nor average.
 
 The average sits in the state as frozen leaves, "ema." and the name of what it follows, and moves in `Workload.between`.
@@ -52,6 +52,7 @@ def pruning(
     lr: float,
     weight_decay: float,
     ema: float,
+    detach: bool,
     seed: int,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -69,6 +70,7 @@ def pruning(
         unroll: steps before a meta step.
         lr, weight_decay: of SGD with momentum.
         ema: what the average keeps of itself at a meta step, in [0, 1).
+        detach: the weight net reads loss and uncertainty as constants.
         seed: of the weights of both networks.
         dtype, device: of everything.
         settings: what decides the sizes, for the records.
@@ -106,7 +108,8 @@ def pruning(
         logits = predict(params, images)
         each, now = cross_entropy(logits, labels, reduction="none"), log_softmax(logits, 1)
         uncertainty = (before.exp() * (before - now)).sum(1)
-        return (weights(hparams, torch.stack([each, uncertainty], 1), WEIGHT) * each).mean()
+        known = torch.stack([each, uncertainty], 1)
+        return (weights(hparams, known.detach() if detach else known, WEIGHT) * each).mean()
 
     def between(state: State) -> State:
         moved = {EMA + k: torch.lerp(state.params[EMA + k], state.params[k], 1 - ema) for k in names}
@@ -137,6 +140,6 @@ def pruning(
         between=between,
         settings={
             **settings, "unroll": unroll, "batch": batch, "seed": seed, "optimizer": "sgd", "lr": lr,
-            "momentum": MOMENTUM, "weight_decay": weight_decay, "ema": ema, "normalisation": "batch statistics",
+            "momentum": MOMENTUM, "weight_decay": weight_decay, "ema": ema, "detach": detach, "normalisation": "batch statistics",
         },
     )  # fmt: skip

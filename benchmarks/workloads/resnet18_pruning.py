@@ -45,6 +45,7 @@ def make(
     lr: float = 0.1,
     weight_decay: float = 5e-4,
     ema: float = 0.95,
+    detach: bool = False,
     data: str | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -59,6 +60,7 @@ def make(
         width: channels of the first stage; the size's own if None. 64 is ResNet-18.
         lr, weight_decay: of SGD with momentum; the paper's (Table 7).
         ema: what the average of the weights keeps of itself at a meta step; see `pruning`.
+        detach: the weight net reads loss and uncertainty as constants.
         data: a CIFAR folder (see `READS`), whose images are 32x32 in every size; generated ones if None.
         seed: of the weights and the data.
         dtype, device: of everything.
@@ -91,6 +93,7 @@ def make(
         lr=lr,
         weight_decay=weight_decay,
         ema=ema,
+        detach=detach,
         seed=seed,
         dtype=dtype,
         device=device,

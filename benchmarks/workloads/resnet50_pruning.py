@@ -41,6 +41,7 @@ def make(
     lr: float = 0.1,
     weight_decay: float = 1e-4,
     ema: float = 0.95,
+    detach: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -55,6 +56,7 @@ def make(
         side: of the images; the size's own if None. At least 33, so that the last stage is more than one pixel.
         lr, weight_decay: of SGD with momentum; the paper's (Table 6).
         ema: what the average of the weights keeps of itself at a meta step; see `pruning`.
+        detach: the weight net reads loss and uncertainty as constants.
         seed: of the weights and the data.
         dtype, device: of everything.
 
@@ -82,6 +84,7 @@ def make(
         lr=lr,
         weight_decay=weight_decay,
         ema=ema,
+        detach=detach,
         seed=seed,
         dtype=dtype,
         device=device,
