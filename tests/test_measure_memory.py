@@ -66,19 +66,29 @@ def measured_run(stage: Stage, start: Any, **options: Any) -> Memory:
 
 
 def test_steps_of_gradient_descent() -> None:
-    two = measured_run(linear(SGD(lr=0.1), 2), {"w": vector()}, tail=0)
-    # while the new parameters are made: the caller's start, the old ones, the new ones; the gradient, two losses; the change
-    assert two.split == split(parameters=3 * B, graph=B + 2 * 8, buffers=B)
+    start = {"w": vector()}
+    two = measured_run(linear(SGD(lr=0.1), 2), start, tail=0)
+    # while the new parameters are made: the old ones, the new ones; the gradient, two losses; the change; and the start, which
+    # the caller still holds
+    assert two.split == split(parameters=2 * B, recorded=B, graph=B + 2 * 8, buffers=B)
     assert two.peak == 5 * B + 16
     assert two.resident == B
     # every further step lets go of the parameters before it: only its loss is kept
-    assert measured_run(linear(SGD(lr=0.1), 5), {"w": vector()}, tail=0).peak == two.peak + 3 * 8
+    assert measured_run(linear(SGD(lr=0.1), 5), start, tail=0).peak == two.peak + 3 * 8
+
+
+def test_a_start_that_is_given_away_is_gone_after_the_first_step() -> None:
+    meter, held = Meter(), [{"w": vector()}]
+    meter.resident({"parameters": held})
+    with meter.measuring():
+        run(meter.stage(linear(SGD(lr=0.1), 2)), held.pop(), HPARAMS, tail=0, watch=meter.state)
+    assert meter.memory() == Memory(4 * B + 16, split(parameters=2 * B, graph=B + 2 * 8, buffers=B), B)
 
 
 def test_a_single_step_ends_in_the_check_that_it_is_finite() -> None:
     one = measured_run(linear(SGD(lr=0.1), 1), {"w": vector()}, tail=0)
-    # start and end; the gradient that the record keeps, the loss; the stacked losses, |w|, and three vectors of truth values
-    assert one.split == split(parameters=2 * B, graph=B + 8, buffers=8 + B + 3 * N)
+    # the end; the start; the gradient that the record keeps, the loss; the stacked losses, |w|, three vectors of truth values
+    assert one.split == split(parameters=B, recorded=B, graph=B + 8, buffers=8 + B + 3 * N)
 
 
 def test_batches_are_data() -> None:
@@ -93,15 +103,15 @@ def test_batches_are_data() -> None:
     assert meter.memory().split == split(parameters=B, data=B, graph=B + 8)
 
 
-@pytest.mark.parametrize(("steps", "every", "recorded"), [(3, 1, 1), (6, 1, 4), (8, 3, 2), (8, 9, 0)])
+@pytest.mark.parametrize(("steps", "every", "recorded"), [(3, 1, 2), (6, 1, 5), (8, 3, 3), (8, 9, 1)])
 def test_a_run_of_adam_and_what_it_records(steps: int, every: int, recorded: int) -> None:
     start = run(linear(Adam(lr=0.1), 1), {"w": vector()}, HPARAMS).end
     found = measured_run(linear(Adam(lr=0.1), steps), start, tail=None, every=every)
-    # The last step, in the middle of the second moment: the start, which is the caller's, and the current state; of the next
-    # one both moments are there; g^2 and the two terms of its average; between start and current state the recorded ones.
-    # (The start is a recorded one too, and the current one is if its turn has come; they are counted as what they are.)
+    # The last step, in the middle of the second moment: the current state (recorded, if its turn has come, but counted as
+    # what it is); of the next one both moments are there; g^2 and the two terms of its average; the earlier states that were
+    # recorded, of which the start is one
     assert found.split == split(
-        parameters=2 * B, slots=3 * 2 * B, recorded=recorded * 3 * B, graph=B + steps * 8, buffers=3 * B
+        parameters=B, slots=2 * 2 * B, recorded=recorded * 3 * B, graph=B + steps * 8, buffers=3 * B
     )
     assert found.peak == sum(found.split.values())
 
@@ -211,7 +221,6 @@ def test_residents_count_until_they_are_released() -> None:
     given = [vector()]
     meter = Meter()
     meter.resident({"parameters": given})
-    meter.tag(given, "recorded")  # a resident keeps its category
     with meter.measuring():
         a = X + 1
         given.clear()
@@ -330,3 +339,18 @@ def test_cuda_figures_come_from_its_allocator(monkeypatch: pytest.MonkeyPatch) -
         "allocated",
         "reserved",
     ]
+
+
+def test_a_watch_sees_every_state_of_a_run() -> None:
+    seen = list[tuple[int, Tensor]]()
+    record = run(
+        linear(SGD(lr=0.1), 3),
+        {"w": vector()},
+        HPARAMS,
+        watch=lambda s: seen.append((s.step, s.params["w"])),
+        tail=None,
+    )
+    assert [t for t, _ in seen] == [0, 1, 2, 3]
+    for t, w in seen:  # w moves by -lr x, and x is two
+        torch.testing.assert_close(w, vector(1 - 0.2 * t), rtol=1e-14, atol=0)
+    assert seen[-1][1] is record.end.params["w"]

@@ -19,8 +19,8 @@ from .watched import Watcher
 Category = Literal["parameters", "slots", "recorded", "graph", "buffers", "hyperparameters", "data"]
 """What a storage is for:
 
-- parameters, slots: of the current state and, as long as somebody holds it, of the start.
-- recorded: of earlier states, kept for the pullback.
+- parameters, slots: of the current state.
+- recorded: of earlier states, the start among them, that somebody still holds: the record, or whoever called.
 - graph: made by an evaluation of a loss or inside a backward pass: activations, and gradients.
 - hyperparameters: with the meta optimizer's state.
 - data: what the stream makes.
@@ -69,11 +69,11 @@ class Meter(LiveBytes, Watcher):
         self._numbers, self._changes = array("q"), array("q")  # the log
         self._peak_at = 0  # its length at the peak
         self._phases: list[Category] = ["buffers"]
-        self._residents = self._resident_bytes = 0
+        self._resident_bytes = 0
         self._current: set[int] = set()
 
     def resident(self, held: Mapping[Category, Any]) -> None:
-        """Count what was there before. To be called first; it keeps its category for good.
+        """Count what was there before. To be called first.
 
         Args:
             held: category -> tensors, in lists, tuples and dicts as deep as one likes.
@@ -81,22 +81,18 @@ class Meter(LiveBytes, Watcher):
         for category, values in held.items():
             self.hold(values)
             self.tag(values, category)
-        self._residents, self._resident_bytes = len(self._made), self.now
+        self._resident_bytes = self.now
 
     def tag(self, values: Any, category: Category) -> None:
         """Say what these tensors' storages are for, from now on. What was there before, unnamed, is not counted at all."""
         if category not in CATEGORIES:
             raise ValueError(f"no category {category!r}: there are {', '.join(CATEGORIES)}")
-        for number in self._numbers_of(values):
-            if number >= self._residents:
-                self._given.setdefault(number, []).append((len(self._changes), category))
+        self._give(self._numbers_of(values), category)
 
     def state(self, state: State) -> None:
         """Say that this is the current state: the one before it is recorded, or gone. To be given as ``run(watch=...)``."""
         current = self._numbers_of([state.params, state.slots])
-        for number in self._current - current:
-            if number >= self._residents:
-                self._given.setdefault(number, []).append((len(self._changes), "recorded"))
+        self._give(self._current - current, "recorded")
         self.tag(state.params, "parameters")
         self.tag(state.slots, "slots")
         self._current = current
@@ -127,6 +123,10 @@ class Meter(LiveBytes, Watcher):
         for number, nbytes in held.items():
             split[self._category(number)] += nbytes
         return Memory(self.peak, split, self._resident_bytes)
+
+    def _give(self, numbers: set[int], category: Category) -> None:
+        for number in numbers:
+            self._given.setdefault(number, []).append((len(self._changes), category))
 
     def _category(self, number: int) -> Category:
         given = self._given.get(number)
