@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,12 @@ def slope(loss: Any, params: Tree) -> list[Tensor]:
     return list(torch.autograd.grad(loss(leaves), list(leaves.values())))
 
 
+@cache
+def parameters(name: str, size: str) -> int:
+    with FakeTensorMode():
+        return sum(x.numel() for x in start_of(WORKLOADS[name].make(size=size)).values())
+
+
 # What the published checkpoints hold: bert-base-uncased, bert-large-uncased, roberta-base, roberta-large, gpt2, gpt2-medium.
 PUBLISHED = [
     ("bert_noisy", "base", 109_482_240 + 4 * (768 + 1)),
@@ -44,18 +52,13 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("name", "size", "count"), PUBLISHED)
 def test_parameters_are_those_of_the_published_model(name: str, size: str, count: int) -> None:
-    with FakeTensorMode():
-        w = WORKLOADS[name].make(size=size)
-    assert sum(x.numel() for x in start_of(w).values()) == count
+    assert parameters(name, size) == count
 
 
 @pytest.mark.parametrize("name", TEXT)
 def test_sizes_span_sixty_million_to_a_billion(name: str) -> None:
-    counts = []
-    for size in ("small", "xl"):
-        with FakeTensorMode():
-            counts.append(sum(x.numel() for x in start_of(WORKLOADS[name].make(size=size)).values()) / 1e6)
-    assert 50 < counts[0] < 70 and 950 < counts[1] < 1050
+    assert 50e6 < parameters(name, "small") < 70e6
+    assert 950e6 < parameters(name, "xl") < 1050e6
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -295,3 +298,12 @@ def test_an_unknown_buffer_is_not_left_empty() -> None:
 def test_softmax_is_torch_s() -> None:
     x = 50 * torch.randn(3, 5, dtype=F64)
     torch.testing.assert_close(weigh.softmax(x), x.softmax(-1), rtol=1e-12, atol=0)
+
+
+def test_the_sizes_in_the_docs_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "workloads.md").read_text(encoding="utf-8")
+    rows = {x[1].strip(" `"): x for line in page.splitlines() if len(x := line.split("|")) == 8}
+    for size in WORKLOADS["bert_noisy"].sizes:
+        for name, cell in zip(TEXT, rows[size][3:6], strict=True):
+            count = parameters(name, size)
+            assert cell.strip() == (f"{count / 1e6:.0f} M" if count > 1e6 else f"{count / 1e3:.0f} k")
