@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import limits
 from benchmarks.measure import CATEGORIES, Meter, counting, memory_of, peak, peak_bytes
-from benchmarks.measure import allocator as allocators
-from benchmarks.measure.allocator import allocator_peak_bytes, cuda_memory, process_peak_bytes
+from benchmarks.measure.allocator import allocator_peak_bytes, cuda_memory
 from benchmarks.measure.split import Memory
 from benchmarks.meta_step import MetaStep, PlainTraining, settled
 from benchmarks.workloads import WORKLOADS, Workload
@@ -299,15 +298,11 @@ def test_the_profiler_sees_scratch_that_the_count_does_not() -> None:
 
 
 def test_process_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource")
-    found = process_peak_bytes()
-    assert found is not None
-    assert 2**26 < found < 2**40  # torch alone needs some hundred MiB
-    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=7))
-    monkeypatch.setattr(allocators.sys, "platform", "darwin")
-    assert process_peak_bytes() == 7
-    monkeypatch.setattr(allocators.sys, "platform", "linux")
-    assert process_peak_bytes() == 7 * 1024
+    found = limits.peak_rss()
+    assert found is None or 2**26 < found < 2**40  # torch alone needs some hundred MiB
+    for platform, expected in (("darwin", 7), ("linux", 7 * 1024)):
+        monkeypatch.setattr(limits.sys, "platform", platform)
+        assert limits.rss_of(7) == expected
 
 
 def test_cuda_figures_come_from_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 Time, memory and counts are never measured in the same pass: watching operations slows every one of them down.
 """
 
-from .allocator import allocator_peak_bytes, cuda_memory, process_peak_bytes
+from .allocator import allocator_peak_bytes, cuda_memory
 from .clock import Overhead, Stopwatch, overhead, synchronise
 from .counters import Counter, Counts, counting
 from .environment import busy, environment, load_average
@@ -12,8 +12,6 @@ from .of_meta_step import counts_of, memory_of
 from .order_statistics import Summary, median_interval, summary
 from .split import CATEGORIES, Category, Memory, Meter, peak
 from .timing import LONG_SAMPLE, Timing, interleaved, paired_timing
-
-memory_of_meta_step = memory_of_training = memory_of
 
 __all__ = [
     "CATEGORIES",
@@ -37,13 +35,10 @@ __all__ = [
     "load_average",
     "median_interval",
     "memory_of",
-    "memory_of_meta_step",
-    "memory_of_training",
     "overhead",
     "paired_timing",
     "peak",
     "peak_bytes",
-    "process_peak_bytes",
     "summary",
     "synchronise",
 ]

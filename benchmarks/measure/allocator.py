@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,16 +83,3 @@ def cuda_memory(fn: Work, device: torch.device | str) -> dict[str, int] | None:
         "alloc_retries": after["num_alloc_retries"] - before["num_alloc_retries"],
         "ooms": after["num_ooms"] - before["num_ooms"],
     }
-
-
-def process_peak_bytes() -> int | None:
-    """Largest resident set of this process so far, None where the system does not say.
-
-    Most of it is torch itself, and freed pages stay: for information, not for comparison.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # macOS alone counts in bytes
