@@ -122,7 +122,9 @@ def code_version(thing: Any, make: Any = None, kind: Kind = "point") -> str:
     files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing) | _sources(make)
     files |= set(root.joinpath("measure").rglob("*.py"))
     if kind == "meta":
-        files |= {f for name in ("meta_step", "throughput", "ranks") if (f := root / f"{name}.py").is_file()}
+        files |= {
+            f for name in ("meta_cells", "meta_step", "throughput", "ranks") if (f := root / f"{name}.py").is_file()
+        }
         files |= set(root.joinpath("workloads").rglob("*.py"))  # they share parts, such as the transformer
         files.add(root / "problems" / "common.py")
     else:

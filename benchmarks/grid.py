@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import inspect
 import itertools
 import tomllib
@@ -159,6 +160,10 @@ class _Reader:
         estimators = self.names("estimators", registry, "estimator")
         problems = self.names("problems", among, "workload" if kind == "meta" else "problem")
         makes = {p: among[p].make for p in problems}
+        for p in problems:
+            for module in getattr(among[p], "needs", ()):
+                if importlib.util.find_spec(module) is None:
+                    self.fail("problems", f"{p} needs {module}: pip install -e '.[models]'")
         settings, own = self.settings(makes, among)
         found = Grid(
             name=self.word("name", self.file.stem if self.file is not None else "sweep"),

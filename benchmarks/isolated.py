@@ -103,28 +103,45 @@ def run_batch(batch: Sequence[Cell], orders: Orders, tell: Report, children: Chi
     left = [cell for cell in batch if _claimed(cell, orders, tell)]
     try:
         while left and not children.stopped:
-            done, culprit, verdict, rss = _child(left, orders, tell, children)
+            done, culprit, death = _child(left, orders, tell, children)
             left = [c for c in left if c.id not in done]
             if left and not children.stopped:  # it ended early
                 culprit = culprit or left[0]
                 left = [c for c in left if c.id != culprit.id]
                 status = cells.finished(culprit, orders.out)
                 if status is None:  # else it died between writing the row and saying so
-                    write_failure(culprit, orders, verdict, rss)
+                    write_failure(culprit, orders, death)
                     status = "failed"
-                tell("done", culprit, verdict._asdict() | {"status": status, "seconds": None})
+                tell("done", culprit, death.verdict._asdict() | {"status": status, "seconds": death.seconds})
                 locks.release(orders.out, culprit.id)
     finally:
         for cell in left:
             locks.release(orders.out, cell.id)
 
 
-def write_failure(cell: Cell, orders: Orders, verdict: failures.Verdict, rss: int | None = None) -> None:
+@dataclass(frozen=True)
+class Death:
+    """How a process ended, and what is known of the cell that it was at.
+
+    Attributes:
+        verdict: why.
+        environment: what the cell's row says of it; None if the process did not live to say it.
+        seconds: that went into the cell.
+        peak_rss: bytes, of the process.
+    """
+
+    verdict: failures.Verdict
+    environment: dict[str, Any] | None = None
+    seconds: float | None = None
+    peak_rss: int | None = None
+
+
+def write_failure(cell: Cell, orders: Orders, death: Death) -> None:
     """The row of a cell whose process did not live to write it."""
     row = cells.row(
-        cell, "failed", **failures.content(verdict), environment=None, marks=orders.marks,
-        process={"peak_rss_bytes": rss, "cells_before": None, "memory_limit": orders.memory},
-        finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        cell, "failed", **failures.content(death.verdict), environment=death.environment or dict(orders.marks),
+        process={"peak_rss_bytes": death.peak_rss, "cells_before": None, "memory_limit": orders.memory},
+        seconds=death.seconds, finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )  # fmt: skip
     cells.write(cell.file(orders.out), row)
 
@@ -166,7 +183,13 @@ class _Watch:
             self._limit - self._spent.get(cell, 0.0) if cell is not None else max(self._limit, STARTUP)
         )
 
+    def spent(self, cell: str) -> float:
+        """Seconds that went into ``cell`` until now."""
+        now = time.monotonic() - self._since if cell == self._at else 0.0
+        return self._spent.get(cell, 0.0) + now
+
     def end(self) -> None:
+        """It needs no watching any more."""
         self._ended.set()
         self._thread.join()
 
@@ -180,11 +203,11 @@ class _Watch:
 
 def _child(
     todo: Sequence[Cell], orders: Orders, tell: Report, children: Children
-) -> tuple[set[str], Cell | None, failures.Verdict, int | None]:
+) -> tuple[set[str], Cell | None, Death]:
     """Start one process on ``todo`` and follow it to its end.
 
     Returns:
-        (ids of finished cells, the cell it was at when it ended, why it ended, its peak RSS in bytes if known).
+        (ids of finished cells, the cell it was at when it ended, how it ended).
     """
     by_id = {c.id: c for c in todo}
     env = os.environ | {"OMP_NUM_THREADS": str(orders.threads), "MKL_NUM_THREADS": str(orders.threads)}
@@ -196,6 +219,7 @@ def _child(
     }  # fmt: skip
     done: set[str] = set()
     culprit: Cell | None = None
+    where: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
@@ -211,7 +235,10 @@ def _child(
                 process.stdin.write(json.dumps(message) + "\n")
                 process.stdin.flush()  # and stays open: see `benchmarks.lifeline`
             for line in process.stdout:
-                event = json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:  # it died in the middle of a line
+                    continue
                 name, cell = event.pop("event"), by_id[event.pop("id")]
                 if name == "done":
                     culprit = None
@@ -219,6 +246,7 @@ def _child(
                     locks.release(orders.out, cell.id)
                 else:
                     culprit = cell
+                where = event.pop("environment", where)
                 watch.turn(culprit.id if culprit is not None else None)
                 if name != "at":
                     tell(name, cell, event)
@@ -233,7 +261,8 @@ def _child(
             process.stdout.close()
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - 4000))
         said = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
-    return done, culprit, failures.of_exit(code, late=watch.late, limit=orders.timeout, said=said), rss
+    verdict = failures.of_exit(code, late=watch.late, limit=orders.timeout, said=said)
+    return done, culprit, Death(verdict, where, watch.spent(culprit.id) if culprit is not None else None, rss)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

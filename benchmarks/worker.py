@@ -55,9 +55,13 @@ class Desk:
         self._closed = 0
 
     def start(self, cell: Cell) -> None:
-        """``cell`` is begun."""
+        """``cell`` is begun; the parent is told where, should it have to write the row."""
+        where = self._where(cell)
         self._turn(cell)
-        self.say("start", cell, {})
+        self.say("start", cell, {"environment": where})
+
+    def _where(self, cell: Cell) -> dict[str, Any]:
+        return _environment(cell.device, cell.dtype) | self.marks | {"load_average": _load()}
 
     def at(self, cell: Cell) -> None:
         """Work goes on with ``cell``, begun before."""
@@ -100,7 +104,7 @@ class Desk:
         self._turn(None)
         seconds = self._seconds.get(cell.id, 0.0)
         row |= {
-            "environment": _environment(cell.device, cell.dtype) | self.marks | {"load_average": _load()},
+            "environment": self._where(cell),
             "process": {"peak_rss_bytes": limits.peak_rss(), "cells_before": self._closed, "memory_limit": self.memory},
             "seconds": seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

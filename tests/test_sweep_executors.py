@@ -94,7 +94,7 @@ def test_a_lost_job_is_a_row_of_the_cell_that_it_was_at(tmp_path: Path) -> None:
     row = json.loads(todo[1].file(tmp_path).read_text())
     assert (row["status"], row["failure"]) == ("failed", "crash")
     assert row["reason"] == "the job was lost: NodeFailure: gone"
-    assert row["marks"]["executor"] == "slurm"
+    assert row["environment"]["executor"] == "slurm"
     assert locks.claim(tmp_path, todo[1].id), "its claim was not given back"
     locks.release(tmp_path, todo[1].id)
 

@@ -24,6 +24,10 @@ def test_sixty_cells_with_planted_faults_and_a_kill_half_way(tmp_path: Path) -> 
     assert "SIGSEGV" in rows["segfault"]["reason"]
     assert "killed after 8 s" in rows["hang"]["reason"]
     assert rows["raise"]["reason"] == "RuntimeError: this estimator is broken"
+    for row in rows.values():  # those that the parent had to write, too
+        assert row["environment"]["torch"] == torch.__version__
+        assert row["environment"]["disturbed"] is False
+    assert rows["hang"]["seconds"] >= 8.0
     assert all(rows[name]["process"]["peak_rss_bytes"] > 2**26 for name in ("steady", "hog", "segfault", "hang"))
 
 

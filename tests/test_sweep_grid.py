@@ -154,6 +154,12 @@ def test_wrong_meta_sweeps(tmp_path: Path) -> None:
             grid(META.replace(*change), tmp_path)
 
 
+def test_a_missing_extra_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.grid.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SweepError, match=re.escape("bert_noisy needs transformers: pip install -e '.[models]'")):
+        grid(META.replace("mlp_decay", "bert_noisy"), tmp_path)
+
+
 def test_flags_stand_in_place_of_entries(tmp_path: Path) -> None:
     found = grid(GOOD, tmp_path, seeds=(5,), estimators=("sama",), dtypes=(), limit_memory="1GiB", limit_seconds=3.0)
     assert (found.seeds, found.estimators, found.memory, found.seconds) == ((5,), ("sama",), 2**30, 3.0)

@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cells, isolated, locks
+from benchmarks import cells, isolated, locks, saved
 from benchmarks.cells import Cell
+from benchmarks.cli import main
 from benchmarks.isolated import Orders
 from benchmarks.progress import time_left
 from benchmarks.sweep import split, sweep
 from benchmarks.worker import Desk, groups
+from estimators import registry
 
 from .faulty_sweep import PLUGIN, ROOT, Trial, alive, wait_until
 
@@ -196,17 +199,23 @@ def test_portions_for_processes() -> None:
     assert [len(g) for g in groups(todo, together=True)] == [1] * 6
 
 
-def test_cells_that_take_turns_have_each_their_own_time(tmp_path: Path) -> None:
-    """Half of the limit went into the first, so that its second turn may only last the other half."""
+def test_cells_that_take_turns_have_each_their_own_time() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    watch = isolated._Watch(process, limit=0.4)
+    watch = isolated._Watch(process, limit=100.0)
     try:
-        for _ in range(3):  # each has its own 0.4 s
-            for name in ("a", "b", "c", "d"):
-                watch.turn(name)
-                time.sleep(0.05)
-        assert watch._spent["a"] < 0.4
+        for name in ("a", "b", "a", "b"):
+            watch.turn(name)
+            time.sleep(0.02)
+        watch.turn("a")
+        used = watch._spent["a"]
+        assert 0.04 <= used < watch._since  # two turns of its own
+        assert watch._deadline == pytest.approx(watch._since + 100.0 - used)
+        watch.turn("c")
+        assert watch._deadline == pytest.approx(watch._since + 100.0)
+        watch.turn(None)  # between cells it may import and load
+        assert watch._deadline >= watch._since + isolated.STARTUP
         assert not watch.late
+        watch._limit = used / 2
         watch.turn("a")
         wait_until(lambda: watch.late, "it is late", 20.0)
         assert process.wait() == -signal.SIGKILL
@@ -247,6 +256,39 @@ def test_force_keeps_the_old_row_until_its_turn(tmp_path: Path) -> None:
     assert isolated._claimed(c, Orders(out=tmp_path, force=True), lambda event, *_: tell.append(event))
     assert not c.file(tmp_path).exists()
     locks.release(tmp_path, c.id)
+
+
+@pytest.fixture
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugin's estimators are gone afterwards: tests that go through the registry must not meet them."""
+    monkeypatch.setattr(registry, "_entries", {name: registry[name] for name in registry})
+    yield
+    sys.modules.pop(f"hypergradbench_plugin_{PLUGIN.stem}", None)
+
+
+@posix
+@pytest.mark.usefixtures("_own_registry")
+def test_what_is_there_is_kept_and_failures_are_tried_again_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAULTY_LOG", str(tmp_path / "log"))
+    out = tmp_path / "out"
+    words = ["sweep", "--estimators", "steady", "raise", "--problems", "weighted_ridge", "--plugins", str(PLUGIN)]
+    words += ["--per-process", "2", "--figures", "False", "--out", str(out)]
+    ends = []
+    for more in ([], [], ["--retry-failed"], ["--estimators", "steady"], ["--shard", "2/2"]):
+        status = main([*words, *more])
+        ends.append((status, capsys.readouterr().out.splitlines()[-1].split(". ")[0]))
+    assert ends == [
+        (1, "2 cells: 1 failed, 1 ok"),
+        (1, "2 cells: 2 kept"),
+        (1, "2 cells: 1 failed, 1 kept"),
+        (0, "1 cells: 1 kept"),
+        (1, "1 cells: 1 kept"),
+    ]
+    names = [name for name, _ in Trial(tmp_path).measured()]
+    assert sorted(names) == ["none-0", "raise-0", "raise-0"]
+    assert len(saved.load(out)) == 3  # all, steady alone, and the second part
 
 
 def test_time_left() -> None:

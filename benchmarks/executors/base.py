@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from .. import cells, locks
 from ..cells import Cell
 from ..failures import Verdict
-from ..isolated import ROOT, Orders, Report, run_batch, write_failure
+from ..isolated import ROOT, Death, Orders, Report, run_batch, write_failure
 
 Told = list[tuple[str, str, dict[str, Any]]]
 """(event, cell id, details), in order; see `Report`."""
@@ -65,7 +65,7 @@ def lost(batch: Sequence[Cell], reason: str, orders: Orders, tell: Report) -> li
             tell("elsewhere", cell, {})
         else:
             verdict = Verdict("crash", f"the job was lost: {reason}")
-            write_failure(cell, orders, verdict)
+            write_failure(cell, orders, Death(verdict))
             locks.release(orders.out, cell.id)
             tell("done", cell, verdict._asdict() | {"status": "failed", "seconds": None})
             left = list(batch[i + 1 :])
