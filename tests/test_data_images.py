@@ -218,6 +218,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, protocol):
         ("numpy", "ndarray.tofile"),
         ("numpy.f2py", "compile"),
         ("copyreg", "_reconstructor"),
+        ("elsewhere", "ndarray"),
     ],
 )
 def test_only_the_names_of_arrays_are_known(tmp_path, names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,9 @@ def test_the_networks_have_as_many_weights_as_the_published_ones():
         # He et al. 2016 with 1000 classes, as every released copy of them; CIFAR's ResNet-18 of Kuangliu's and others
         assert count(resnet(50, width=64, classes=1000, small=False)) == 25_557_032
         assert count(resnet(18, width=64, classes=1000, small=False)) == 11_689_512
-        assert count(resnet(18, width=64, classes=10, small=True)) == 11_173_962
+        cifar = resnet(18, width=64, classes=10, small=True)
+        assert count(cifar) == 11_173_962
+    assert not list(cifar.buffers()), "a running statistic would move with every evaluation"
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -318,8 +321,21 @@ def test_a_task_has_as_many_examples_of_each_class_as_it_says():
     assert images.shape == (12, 1, 28, 28) and w.samples == 12
     assert torch.bincount(labels).tolist() == [3, 3, 3, 3]
     assert made("omniglot_imaml", ways=4, batch=12).settings["shots"] == 3
-    adam = made("omniglot_imaml", optimizer="adam").settings
-    assert (adam["optimizer"], adam["lr"]) == ("adam", 1e-3)
+
+
+def test_inner_steps_by_adam():
+    w = made("omniglot_imaml", optimizer="adam", lam=0.0)
+    assert (w.settings["optimizer"], w.settings["lr"]) == ("adam", 1e-3)
+    theta = {k: x.clone().requires_grad_() for k, x in w.problem.start.items()}
+    optimizer = w.optimizer(list(theta.values()))
+    assert type(optimizer) is torch.optim.Adam
+    for _ in range(3):
+        optimizer.zero_grad()
+        w.plain(theta, w.stage.stream(0)).backward()
+        optimizer.step()
+    end = run(replace(w.stage, steps=3), w.problem.start, w.problem.hparams).end.params
+    for k, x in end.items():
+        torch.testing.assert_close(theta[k].detach(), x, rtol=0, atol=1e-9)
 
 
 def test_imaml_learns_its_task_and_the_width_is_a_knob():

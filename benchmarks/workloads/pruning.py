@@ -9,8 +9,8 @@ the divergence KL(average || current) of the two predicted distributions: 0 wher
 no clean set: the meta level sees training data too, as the paper has it, and a small weight means "prune".
 
 Both inputs of w enter *not* detached, so that the derivative of the run is what differences of runs give;
-``detach=True`` is what the released code does. It also averages the last layer only; here the whole network is averaged, as the text says, at the
-cost of one more forward pass an evaluation. Plain training has neither weights nor average.
+``detach=True`` is what the released code does. It also averages the last layer only; here the whole network is averaged,
+as the text says, at the cost of one more forward pass an evaluation. Plain training has neither weights nor average.
 
 The average sits in the state as frozen leaves, "ema." and the name of what it follows, and moves in `Workload.between`.
 """

@@ -4,8 +4,8 @@ BatchNorm normalises by the statistics of its batch and keeps no running ones. S
 would make the loss a function of how often an estimator has evaluated it, and what is wanted here is the loss of
 training, which never reads them. (To classify single images, take the statistics in one pass over the training set.)
 Two consequences: with data-parallel ranks each normalises by its own share of the batch, as is usual without
-synchronised BatchNorm; and reverse over forward is refused, because torch is not known to be right through BatchNorm
-there, so that products are double backward or central differences.
+synchronised BatchNorm; and reverse over forward is refused where rows of the weights are wanted, because torch is not
+known to be right through BatchNorm there, so that such products are double backward or central differences.
 """
 
 from __future__ import annotations
