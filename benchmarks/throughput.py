@@ -11,7 +11,18 @@ import torch
 
 from estimators import Cost, Estimator, NonFiniteError, Tree, tree
 
-from .measure import Counts, Memory, Timing, counts_of, interleaved, memory_of
+from .measure import (
+    Counts,
+    Memory,
+    Timing,
+    allocator_peak_bytes,
+    counts_of,
+    cuda_memory,
+    interleaved,
+    memory_of,
+    peak_bytes,
+    process_peak_bytes,
+)
 from .meta_step import Kernel, MetaStep, PlainTraining, copied, preloaded, settled
 from .point import told
 from .workloads import Workload
@@ -75,6 +86,7 @@ class Bench:
         plain = PlainTraining(workload, self._state, kernel=kernel)
         plain()
         self._plain_memory, self._plain_counts = memory_of(plain), counts_of(plain)
+        self._plain_cuda = cuda_memory(plain, self.device)
         self._entries: dict[str, _Entry] = {}
 
     @property
@@ -98,7 +110,19 @@ class Bench:
             "hypergradient": {k: {"mean": float(x.mean()), "norm": float(x.norm())} for k, x in answer.hparams.items()},
             "pullbacks": told(answer),
         }
-        self._entries[name] = _Entry(estimator, found, answer.cost, memory_of(step), counts_of(step))
+        memory, counts, cuda = memory_of(step), counts_of(step), cuda_memory(step, self.device)
+        held = MetaStep(self.workload, estimator, self._state, kernel=self.kernel)
+        self._entries[name] = _Entry(estimator, found, answer.cost, memory, counts, self._second_opinion(held), cuda)
+
+    def _second_opinion(self, step: MetaStep) -> dict[str, int] | None:
+        """What the CPU allocator gave out to a step, beside the exact count of the same.
+
+        The allocator does not tell that what was there before is freed: the start is held, and not counted by either.
+        """
+        if self.device.type != "cpu":
+            return None
+        step()
+        return {"allocator_bytes": allocator_peak_bytes(step), "exact_bytes": peak_bytes(step)}
 
     def time(self, at: Callable[[str], None] = lambda name: None, agree: Callable[[float], float] = float) -> None:
         """Time every estimator that was entered, in turn with plain training.
@@ -155,6 +179,11 @@ class Bench:
                 "ratio": entry.memory.peak / self._plain_memory.peak,
                 "split": entry.memory.split,
                 "plain_split": self._plain_memory.split,
+                "resident_bytes": entry.memory.resident,
+                "allocator": entry.allocator,
+                "rss_bytes": process_peak_bytes(),
+                "cuda": entry.cuda,
+                "plain_cuda": self._plain_cuda,
             },
             "counters": {
                 **asdict(entry.counts),
@@ -177,6 +206,8 @@ class _Entry:
     cost: Cost
     memory: Memory
     counts: Counts
+    allocator: dict[str, int] | None
+    cuda: dict[str, int] | None
     timing: Timing | Exception | None = None
 
 
