@@ -58,6 +58,31 @@ FIELDS = {
     "path_angle": "path.angle",
     "path_distance": "path.distance",
     "path_value": "path.value",
+    "failure": "failure",
+    "device_asked": "config.device",
+    "workers": "config.workers",
+    "kernel": "config.meta.kernel",
+    "workload": "workload.name",
+    "size": "config.settings.size",
+    "unroll": "workload.unroll",
+    "batch": "workload.samples",
+    "params": "workload.params",
+    "hparams": "workload.hparams",
+    "data": "workload.data",
+    "throughput": "throughput.samples_per_second",
+    "plain_throughput": "throughput.plain_samples_per_second",
+    "throughput_ratio": "throughput.ratio",
+    "throughput_ratio_low": "throughput.ratio_low",
+    "throughput_ratio_high": "throughput.ratio_high",
+    "meta_step_units": "throughput.meta_step_units",
+    "rounds": "throughput.samples",
+    "meta_peak": "memory.peak_bytes",
+    "plain_peak": "memory.plain_peak_bytes",
+    "memory_ratio": "memory.ratio",
+    "memory_split": "memory.split",
+    "plain_split": "memory.plain_split",
+    "cuda_reserved": "memory.cuda.reserved_bytes",
+    "cuda_before": "memory.cuda.before_bytes",
     "nonfinite": "nonfinite",
     "jobs": "environment.jobs",
     "cpu": "environment.cpu",
@@ -71,7 +96,10 @@ FIELDS = {
 NUMBERS = (
     "cond", "meta_lr", "cosine", "relative_error", "direction_error", "angle", "norm_ratio", "run_error", "bound_error",
     "bound_angle", "seconds", "gradient_seconds", "time_ratio", "run_seconds", "peak_bytes", "gradient_peak_bytes",
-    "peak_ratio", "kept_bytes", "kept_ratio", "gradients", "products", "matvecs", "jobs", "seconds_in_all",
+    "peak_ratio", "kept_bytes", "kept_ratio", "gradients", "products", "matvecs", "jobs", "seconds_in_all", "workers",
+    "unroll", "batch", "params", "hparams", "throughput", "plain_throughput", "throughput_ratio", "throughput_ratio_low",
+    "throughput_ratio_high", "meta_step_units", "rounds", "meta_peak", "plain_peak", "memory_ratio", "cuda_reserved",
+    "cuda_before",
 )  # fmt: skip
 
 
@@ -82,8 +110,9 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
         path: the folder.
         ids: of these cells only (default: all).
 
-    Of results that differ in the estimator's fields, the version of the code or the length of the path only, the
-    newest is kept (of those in ``ids``). ``frame.attrs["damaged"]`` names the files that could not be read: they are
+    Of results that differ in the registered estimator, the version of the code or the length of the path only, the
+    newest is kept (of those in ``ids``). An estimator that a sweep gave several values of a field is several, "cg(solver.steps=5)"
+    and so on; ``name`` is what it is registered as. ``frame.attrs["damaged"]`` names the files that could not be read: they are
     left out.
 
     Raises:
@@ -104,14 +133,29 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
         except (ValueError, KeyError, TypeError, OSError):
             damaged.append(file.name)
     frame = pd.DataFrame(
-        rows, columns=[*FIELDS, "case", "outcome", "outcome_text", "outcomes", "residual", "curvature"]
+        rows,
+        columns=[
+            *FIELDS,
+            "name",
+            "fields",
+            "case",
+            "setting",
+            "outcome",
+            "outcome_text",
+            "outcomes",
+            "residual",
+            "curvature",
+        ],
     )
     if ids is not None:
         frame = frame[frame["id"].isin(set(ids))].copy()
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column])
     frame = frame.sort_values("finished", kind="stable", na_position="first")
-    frame = frame.drop_duplicates(["kind", "estimator", "problem", "case", "seed", "dtype"], keep="last")
+    same = ["kind", "estimator", "problem", "case", "seed", "dtype", "device_asked", "workers", "kernel", "fields"]
+    frame = frame.drop_duplicates(same, keep="last")
+    swept = frame.groupby("name")["fields"].transform("nunique") > 1
+    frame.loc[swept, "estimator"] = frame["name"] + frame["fields"].map(lambda text: f"({text})" if text else "")
     rank = {name: i for i, name in enumerate(order(frame["estimator"]))}
     frame = frame.assign(_rank=frame["estimator"].map(rank)).sort_values(
         ["kind", "problem", "cond", "case", "_rank", "seed"], kind="stable", na_position="last"
@@ -124,8 +168,12 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
 def _row(content: Mapping[str, Any]) -> dict[str, Any]:
     row = {column: _at(content, where) for column, where in FIELDS.items()}
     config = content["config"]
-    settings = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in config["settings"].items())
+    settings = _listed(config["settings"])
+    row["name"], row["fields"] = config["estimator"], _listed(config.get("fields") or {})
     row["case"] = f"{config['problem']} ({settings})" if settings else config["problem"]
+    row["setting"] = _listed({k: v for k, v in config["settings"].items() if k != "unroll"})
+    row["unroll"] = config["settings"].get("unroll") if row["unroll"] is None else row["unroll"]
+    row["workers"] = row["workers"] or 1
     pullbacks = content.get("pullbacks") or []
     row["outcome"] = ", ".join(p["outcome"].lower().replace("_", " ") for p in pullbacks) or None
     row["outcome_text"] = "; ".join(dict.fromkeys(p["text"] for p in pullbacks)) or None
@@ -133,6 +181,10 @@ def _row(content: Mapping[str, Any]) -> dict[str, Any]:
     row["residual"] = max((p["residual"] for p in pullbacks if p["residual"] is not None), default=None)
     row["curvature"] = min((p["curvature"] for p in pullbacks if p["curvature"] is not None), default=None)
     return row
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
 
 
 def _at(content: Any, where: str) -> Any:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from . import meta_tables
 from .style import order
 
 WIDTH = 210
@@ -24,11 +25,22 @@ SCALES = {"lr": " ×lr", "1/H": " ×H"}
 
 
 def show(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print every block, then what failed or was refused, with reasons."""
+    """Print what points and meta steps say, then what failed or was refused, with reasons."""
     if console is None:
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=WIDTH)
+    if not frame["kind"].eq("meta").all():
+        _show_points(frame, console)
+    meta_tables.show(frame, console)
+    if (frame["jobs"] > 1).any():
+        console.print(
+            "Some timings were taken with several processes at a time: compare them with care.", style="yellow"
+        )
+    _reasons(frame, console)
+
+
+def _show_points(frame: pd.DataFrame, console: Console) -> None:
     spare = [name for width, names in SPARE.items() if console.width < width for name in names]
     points = frame[frame["kind"] == "point"]
     for (case, dtype), rows in points.groupby(["case", "dtype"], sort=False):
@@ -49,11 +61,6 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
     seeds = points[points["status"] == "ok"].groupby(["case", "estimator"])["seed"].nunique()
     if len(seeds) and seeds.max() < 6:
         console.print(f"{seeds.max()} seed(s): fewer than the 6 that a claim 'A beats B' needs.", style="dim")
-    if (points["jobs"] > 1).any():
-        console.print(
-            "Some timings were taken with several processes at a time: compare them with care.", style="yellow"
-        )
-    _reasons(frame, console)
 
 
 def save(frame: pd.DataFrame, path: Path) -> None:

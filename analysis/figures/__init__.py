@@ -14,6 +14,8 @@ from . import (
     error_condition,
     error_cost,
     figure5,
+    memory_size,
+    memory_split,
     study_ablation,
     study_adapted_series,
     study_appendix_c,
@@ -25,12 +27,16 @@ from . import (
     study_randomness,
     study_tartan,
     study_young_adam,
+    throughput_memory,
 )
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "figure5": figure5.draw,
     "error_condition": error_condition.draw,
     "error_cost": error_cost.draw,
+    "throughput_memory": throughput_memory.draw,
+    "memory_size": memory_size.draw,
+    "memory_split": memory_split.draw,
 }
 """name -> function of the loaded results; None if they do not hold what the figure shows."""
 

@@ -1,0 +1,59 @@
+"""Peak memory of a meta step against the size of the model (SAMA, Figure 1, right)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..style import WIDTH, look, order
+from .common import area, better, handle, legend_below, not_shown
+from .meta import chosen, lost, one_setting
+
+GIB = 2**30
+
+
+def draw(frame: pd.DataFrame) -> Figure | None:
+    """A line an estimator, over the sizes of one workload at one unroll length; left in bytes, right over plain training."""
+    rows, title, others = chosen(frame, sizes=True)
+    rows, unroll, more = one_setting(rows)
+    fine = rows[rows["status"] == "ok"]
+    if fine["params"].nunique() < 2:
+        return None
+    names = order(fine["estimator"])
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plain = fine.groupby("params")["plain_peak"].median()
+    unit, word = (GIB, "GiB") if fine["meta_peak"].max() > GIB else (2**20, "MiB")
+    left.plot(plain.index, plain / unit, color="black", linestyle="--", marker="*", markersize=6)
+    right.axhline(1, color="black", linestyle="--", linewidth=1)
+    for name in names:
+        mine = fine[fine["estimator"] == name].groupby("params")[["meta_peak", "memory_ratio"]].median()
+        style = look(name, names)
+        for axes, y in ((left, mine["meta_peak"] / unit), (right, mine["memory_ratio"])):
+            axes.plot(mine.index, y, color=style.color, linestyle=style.line, linewidth=1.1, zorder=2)
+            axes.scatter(
+                mine.index, y, s=area(style.marker, 24), color=style.color, marker=style.marker, edgecolors="white",
+                linewidths=0.4, zorder=3, gid=name,
+            )  # fmt: skip
+    left.set(xscale="log", yscale="log", xlabel="parameters", ylabel=f"peak memory ({word})")
+    right.set(xscale="log", xlabel="parameters", ylabel="peak memory / plain training", ylim=(0, None))
+    left.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    for axes in (left, right):
+        axes.set_xticks(sorted(fine["params"].unique()), [_short(x) for x in sorted(fine["params"].unique())])
+        axes.minorticks_off()
+        axes.grid()
+        better(axes, "down")
+    figure.suptitle(f"{title}, unroll {unroll:.0f}", fontsize=8)
+    handles = [Line2D([], [], color="black", linestyle="--", marker="*", label="plain training")]
+    handles += [handle(n, names) for n in names]
+    notes = ["exact bytes of live tensors, parameters and optimizer slots included; a line ends where memory did"]
+    legend_below(figure, handles, 5, [*notes, *not_shown([*lost(rows, sizes=True), *more, *others])])
+    return figure
+
+
+def _short(count: float) -> str:
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f}"
