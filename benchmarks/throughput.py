@@ -11,6 +11,7 @@ import torch
 
 from estimators import Cost, Estimator, NonFiniteError, Tree, tree
 
+from . import limits
 from .measure import (
     Counts,
     Memory,
@@ -21,7 +22,6 @@ from .measure import (
     interleaved,
     memory_of,
     peak_bytes,
-    process_peak_bytes,
 )
 from .meta_step import Kernel, MetaStep, PlainTraining, copied, preloaded, settled
 from .point import told
@@ -181,7 +181,7 @@ class Bench:
                 "plain_split": self._plain_memory.split,
                 "resident_bytes": entry.memory.resident,
                 "allocator": entry.allocator,
-                "rss_bytes": process_peak_bytes(),
+                "rss_bytes": limits.peak_rss(),
                 "cuda": entry.cuda,
                 "plain_cuda": self._plain_cuda,
             },
