@@ -143,6 +143,8 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
             "time_ratio_low": timing.ratio_low,
             "time_ratio_high": timing.ratio_high,
             "samples": timing.samples,
+            "clock": timing.clock,
+            "clock_share": timing.overhead,
             "run_seconds": instance.run_seconds,
             "peak_bytes": peak,
             "gradient_peak_bytes": unit,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.func import grad, vjp
 from torch.nn.functional import linear
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.measure import Counts, counting, counts_of
 from benchmarks.meta_step import MetaStep, PlainTraining, settled
@@ -125,9 +126,21 @@ def test_collectives_and_their_bytes() -> None:
         dist.all_reduce(x)
         dist.all_reduce(x.double(), async_op=True).wait()
         dist.broadcast(x, 0)
-        dist.all_gather([torch.empty_like(x)], x)  # what is put in counts, not what comes out
         dist.barrier()  # sends nothing
-    assert (counter.counts().collectives, counter.counts().collective_bytes) == (4, 48 + 96 + 48 + 48)
+    assert (counter.counts().collectives, counter.counts().collective_bytes) == (3, 48 + 96 + 48)
+
+
+def test_what_a_process_puts_in_counts_and_not_what_it_gets() -> None:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        x = torch.ones(3, 4)
+        with counting() as counter:
+            dist.all_gather([torch.empty_like(x) for _ in range(4)], x)
+            dist.reduce_scatter(x, [torch.empty_like(x) for _ in range(4)])
+            dist.reduce_scatter(x, [torch.empty_like(x) for _ in range(4)])
+    finally:
+        dist.destroy_process_group()
+    assert (counter.counts().collectives, counter.counts().collective_bytes) == (3, 48 + 2 * 4 * 48)
 
 
 @pytest.mark.usefixtures("group")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from benchmarks import limits
 from benchmarks.measure import CATEGORIES, Meter, counting, memory_of, peak, peak_bytes
 from benchmarks.measure.allocator import allocator_peak_bytes, cuda_memory
 from benchmarks.measure.split import Memory
-from benchmarks.meta_step import MetaStep, PlainTraining, settled
+from benchmarks.meta_step import MetaStep, PlainTraining, copied, settled
 from benchmarks.workloads import WORKLOADS, Workload
 from estimators import CG, SAMA, SGD, Adam, Implicit, Problem, Stage, Unroll, hypergradient, run
 from estimators.multitask import MultiTask
@@ -195,6 +196,32 @@ def test_plain_training(steps: int) -> None:
     plain = PlainTraining(momentum, settled(momentum))
     plain()
     assert memory_of(plain) == Memory(4 * B + 16, split(parameters=B, slots=B, data=B, graph=B + 8, buffers=8), 2 * B)
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_the_states_of_a_meta_step(steps: int) -> None:
+    workload = bare(lambda leaves: torch.optim.SGD(leaves, lr=0.1), steps)
+    step = MetaStep(workload, Unroll(), copied(settled(workload)), onward=True)
+    step()
+    found = memory_of(step).split
+    # the end; the states before every step; the one hyperparameter; the batch of the step that is being swept over
+    assert (found["parameters"], found["recorded"], found["hyperparameters"]) == (B, steps * B, 8)
+    assert (found["data"], found["slots"]) == (B, 0)
+
+
+def test_the_update_of_the_hyperparameters_is_theirs() -> None:
+    many = 20 * B
+    workload = bare(lambda leaves: torch.optim.SGD(leaves, lr=0.1), 2)
+    problem = replace(
+        workload.problem,
+        hparams={"h": torch.ones(20 * N, dtype=torch.float64)},
+        outer=lambda p, h: (h["h"] ** 2).sum() + p["w"].sum(),
+    )
+    workload = replace(workload, problem=problem, meta=lambda leaves: torch.optim.Adam(leaves, foreach=False))
+    step = MetaStep(workload, Unroll(), copied(settled(workload)), onward=True)
+    step()
+    # they themselves, both moments, the root and the denominator that the update makes; the count of updates in float32
+    assert memory_of(step).split["hyperparameters"] == 5 * many + 4
 
 
 def test_categories_are_given_by_the_last_word_before_the_peak() -> None:
