@@ -318,6 +318,16 @@ def test_the_profiler_agrees_where_kernels_need_no_scratch() -> None:
     assert 0 <= allocator_peak_bytes(backward) - peak_bytes(backward) <= 4 * 8
 
 
+def test_the_profiler_agrees_on_whole_meta_steps() -> None:
+    """Products of matrices take no scratch; what differs are numbers in 0-d tensors, and inputs that an operation gives up."""
+    workload = WORKLOADS["mlp_decay"].make(unroll=2)
+    state = settled(workload)
+    for estimator in (SAMA(), Implicit(CG(steps=3)), Unroll()):
+        step = MetaStep(workload, estimator, state)
+        step()
+        assert allocator_peak_bytes(step) == pytest.approx(peak_bytes(step), rel=5e-3)
+
+
 def test_the_profiler_sees_scratch_that_the_count_does_not() -> None:
     m = torch.rand(30, 30)
     torch.linalg.svd(m)
