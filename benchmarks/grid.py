@@ -17,7 +17,7 @@ from typing import Any
 
 from . import limits
 from .cells import AUTOCAST, Cell
-from .plan import UnknownName, made, takes, with_fields
+from .plan import UnknownName, fitted, made, takes, with_fields
 
 
 class SweepError(ValueError):
@@ -278,6 +278,8 @@ class _Reader:
                 shared[name] = list(dict.fromkeys(self.flags[flag]))
                 own = {p: {k: v for k, v in chosen.items() if k != name} for p, chosen in own.items()}
         if "data" in self.flags:
+            if not Path(self.flags["data"]).is_dir():
+                self.fail("data", f"there is no folder {self.flags['data']}")
             readers = [p for p, make in makes.items() if "data" in _settings_of(make)]
             if not readers:
                 able = [p for p, entry in among.items() if "data" in _settings_of(entry.make)]
@@ -286,23 +288,28 @@ class _Reader:
                 own[p] = own.get(p, {}) | {"data": [str(self.flags["data"])]}
         for p, make in makes.items():
             for name, values in (shared | own.get(p, {})).items():
-                self.setting(p, make, name, values, f"settings.{p}" if name in own.get(p, {}) else "settings")
+                fitting = self.setting(p, make, name, values, f"settings.{p}" if name in own.get(p, {}) else "settings")
                 sizes = getattr(among[p], "sizes", ())
                 for value in values if name == "size" and sizes else ():
                     if value not in sizes:
                         self.fail("[settings] size", f"{p} has no size {value!r}; it has: {', '.join(sizes)}")
+                if fitting != values or list(map(type, fitting)) != list(map(type, values)):
+                    own.setdefault(p, {})[name] = fitting
         return shared, own
 
-    def setting(self, problem: str, make: Any, name: str, values: Sequence[Any], table: str) -> None:
+    def setting(self, problem: str, make: Any, name: str, values: Sequence[Any], table: str) -> list[Any]:
+        """The values as the problem takes them."""
         known = _settings_of(make)
         if name not in known:
             hint = "" if "." in table else f"; for one problem alone write [settings.NAME] {name} = ..."
             self.fail(
                 f"[{table}] {name}", f"{problem} takes no such setting; it takes: {', '.join(known) or 'none'}{hint}"
             )
-        for value in values:
+        found = [fitted(known[name], value) for value in values]
+        for value in found:
             if not takes(known[name], value):
                 self.fail(f"[{table}] {name}", f"{problem} takes {_hint(known[name])} there, not {value!r}")
+        return found
 
     def swept(self, key: str, value: Any) -> list[Any]:
         """The values of an entry: those of a list, or the one that is given."""

@@ -25,6 +25,9 @@ Report = Callable[[str, Cell, dict[str, Any]], None]
 
 ROOT = Path(__file__).resolve().parent.parent
 
+WORKER = ("-m", "benchmarks.worker")
+"""What the child process runs."""
+
 STARTUP = 300.0
 """Seconds that a process has before its first cell, to import torch and the plugins on a busy machine."""
 
@@ -222,7 +225,7 @@ def _child(
     where: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [sys.executable, *WORKER],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=orders.cwd,
             start_new_session=True,  # the terminal's Ctrl-C is for the parent to pass on
         )  # fmt: skip

@@ -170,15 +170,21 @@ def _fitting(thing: Any, name: str, value: Any, where: str) -> Any:
         hint = typing.get_type_hints(type(thing))[name]
     except (NameError, TypeError, KeyError):  # an annotation that cannot be read here: by what it holds
         hint = type(current) if current is not None else Any
-    if value == NONE and takes(hint, None):
-        return None
-    if isinstance(value, list):
-        value = tuple(value)
-    if not takes(hint, value):
+    new = fitted(hint, value)
+    if not takes(hint, new):
         words = hint.__name__ if isinstance(hint, type) else str(hint)
         raise UnknownName(
             f"field {where!r} of {type(thing).__name__} takes {words}, not {value!r} (it is {current!r} as registered)"
         )
+    return new
+
+
+def fitted(hint: Any, value: Any) -> Any:
+    """``value`` of a sweep file as a place annotated with ``hint`` holds it: None for "none", 2.0 for 2, a tuple for a list."""
+    if value == NONE and takes(hint, None):
+        return None
+    if isinstance(value, list):
+        return tuple(value)
     parts = typing.get_args(hint) or (hint,)
     return float(value) if type(value) is int and float in parts and int not in parts else value
 

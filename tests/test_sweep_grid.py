@@ -74,6 +74,16 @@ def test_cells_are_the_product(tmp_path: Path) -> None:
         assert Cell(**cell.config).id == cell.id
 
 
+def test_values_are_what_the_problem_takes(tmp_path: Path) -> None:
+    """So that cond = 2 is the cell that `run --conds 2` measured, and None can be said."""
+    text = GOOD.replace("[2.0, 10.0, 100.0]", '[2, 10.0]\nsteps = ["none", 5]\nspectrum = [[1, 2]]')
+    chosen = [c.settings for c in grid(text, tmp_path).cells() if c.problem == "biased_regression"]
+    assert {(c["cond"], type(c["cond"]), c["steps"]) for c in chosen} == {
+        (cond, float, steps) for cond in (2.0, 10.0) for steps in (None, 5)
+    }
+    assert chosen[0]["spectrum"] == (1, 2)
+
+
 def test_cells_of_one_instance_are_neighbours(tmp_path: Path) -> None:
     places = [c.instance for c in grid(GOOD, tmp_path).cells()]
     assert 1 + sum(a != b for a, b in zip(places, places[1:], strict=False)) == len(set(places))
@@ -200,8 +210,10 @@ def test_flags_alone_make_a_sweep(tmp_path: Path) -> None:
 
 def test_data_goes_to_those_that_read_it(tmp_path: Path) -> None:
     text = META.replace('"mlp_decay"', '"mlp_decay", "bert_noisy"')
-    todo = grid(text, tmp_path, data=Path("my/wrench")).cells()
-    assert {(c.problem, c.settings.get("data")) for c in todo} == {("mlp_decay", None), ("bert_noisy", "my/wrench")}
+    todo = grid(text, tmp_path, data=tmp_path).cells()
+    assert {(c.problem, c.settings.get("data")) for c in todo} == {("mlp_decay", None), ("bert_noisy", str(tmp_path))}
+    with pytest.raises(SweepError, match="--data: there is no folder"):
+        grid(text, tmp_path, data=tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 100])

@@ -225,6 +225,52 @@ def test_cells_that_take_turns_have_each_their_own_time() -> None:
         process.wait()
 
 
+FAKE = """
+import json, os, signal, subprocess, sys, time
+orders = json.loads(sys.stdin.readline())
+from benchmarks.cells import Cell
+todo = [Cell(**config) for config in orders["cells"]]
+def say(event, cell, more=""):
+    sys.stdout.write(json.dumps({"event": event, "id": cell.id, "environment": {"torch": "1"}}) + "\\n" + more)
+    sys.stdout.flush()
+if len(todo) == 3:  # the second dies when its turn comes again, in the middle of a word
+    for cell in todo:
+        say("start", cell)
+    say("at", todo[0])
+    say("at", todo[1], '{"event": "at')
+    os.kill(os.getpid(), signal.SIGKILL)
+if len(todo) == 2:  # the first hangs, and so does what it started
+    say("start", todo[0])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, file=open(sys.argv[1], "w"), flush=True)
+    time.sleep(600)
+print("its last words", file=sys.stderr)
+sys.exit(3)  # the last one does not even start
+"""
+
+
+@posix
+def test_the_cell_whose_turn_it_is_gets_the_blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "WORKER", ("-c", FAKE, str(tmp_path / "pid")))
+    todo = [cell(n) for n in range(3)]
+    told: list[tuple[str, int]] = []
+    isolated.run_batch(
+        todo, Orders(out=tmp_path, timeout=1.0), lambda event, c, _: told.append((event, c.settings["n"]))
+    )
+    rows = [json.loads(c.file(tmp_path).read_text()) for c in todo]
+    assert [r["failure"] for r in rows] == ["timeout", "crash", "crash"]
+    assert "SIGKILL (out of memory?)" in rows[1]["reason"]
+    assert rows[2]["reason"] == "the process ended with exit code 3: its last words"
+    assert [event for event in told if event[0] == "done"] == [("done", 1), ("done", 0), ("done", 2)]
+    assert rows[0]["environment"] == rows[1]["environment"] == {"torch": "1"}
+    assert rows[2]["environment"] == Orders(out=tmp_path).marks  # nothing else is known
+    started = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not alive(started), "what a cell started has ended", 20.0)
+    assert all(locks.claim(tmp_path, c.id) for c in todo), "a claim was not given back"
+    for c in todo:
+        locks.release(tmp_path, c.id)
+
+
 def test_a_desk_keeps_each_cells_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: now[0])
