@@ -75,8 +75,10 @@ class Unroll:
         for begin in begins if steps else ():
             states = _replay(stage, record.states[begin], hparams, stop)
             cost += Cost(gradients=len(states) - 1)
-            for state in reversed(states[max(first - begin, 0) :]):
-                at, spent = self._step(stage, record, state, hparams, at, needs_rows=whole or state.step > first)
+            del states[: max(first - begin, 0)]
+            while states:  # a replayed state goes once it was used: the next stretch needs its room
+                needs_rows = whole or states[-1].step > first
+                at, spent = self._step(stage, record, states.pop(), hparams, at, needs_rows=needs_rows)
                 cost += spent
             stop = begin
         if at.flowed and not stage.rule_reads_hparams and not tree.holds(torch.stack(at.flowed).any()):
