@@ -5,11 +5,12 @@ Beside it the plain training that it is measured against: as many steps of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators import (
@@ -96,6 +97,10 @@ class MetaStep:
         self._updated = {k: x.clone() for k, x in self.hparams.items()}  # the meta optimizer moves these, so that
         self.meta = workload.meta(list(self._updated.values()))  # the next call starts from the same ones
 
+    def warm(self) -> None:
+        """Let the meta optimizer make its state, as the first call does, without a meta step."""
+        _first_step(self.meta, self._updated.values())
+
     @property
     def resident(self) -> dict[Category, Any]:
         """The tensors that are held between meta steps, by what they are for; the meta optimizer's after the first call.
@@ -150,6 +155,10 @@ class PlainTraining:
         self.params = {k: x.detach().clone().requires_grad_(k in trained) for k, x in state.params.items()}
         self._optimizer = workload.optimizer([x for x in self.params.values() if x.requires_grad])
 
+    def warm(self) -> None:
+        """Let the optimizer make its slots, as the first call does, without a training step."""
+        _first_step(self._optimizer, [x for x in self.params.values() if x.requires_grad])
+
     @property
     def resident(self) -> dict[Category, Any]:
         """As `MetaStep.resident`."""
@@ -183,6 +192,13 @@ def first_order(estimator: Estimator) -> bool:
 
 def _contiguous(batch: Batch) -> Batch:
     return tuple(x.contiguous() for x in batch)
+
+
+def _first_step(optimizer: torch.optim.Optimizer, leaves: Iterable[torch.Tensor]) -> None:
+    for x in leaves:
+        x.grad = torch.zeros_like(x)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 @contextmanager
