@@ -24,6 +24,7 @@ from . import (
     study_greedy_digits,
     study_greedy_quadratic,
     study_horizon,
+    study_memory_growth,
     study_randomness,
     study_tartan,
     study_young_adam,
@@ -52,6 +53,7 @@ STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "greedy_digits": study_greedy_digits.draw,
     "horizon": study_horizon.draw,
     "tartan": study_tartan.draw,
+    "memory_growth": study_memory_growth.draw,
 }
 """name of a study -> function of its rows; None if they do not hold what the figure shows."""
 

@@ -11,6 +11,7 @@ from . import (
     greedy_digits,
     greedy_quadratic,
     horizon,
+    memory_growth,
     randomness,
     rules,
     tartan,
@@ -32,6 +33,7 @@ STUDIES: dict[str, Study] = {
     "greedy_digits": study(greedy_digits),
     "horizon": study(horizon),
     "tartan": study(tartan),
+    "memory_growth": study(memory_growth),
     "rules": study(rules),
 }
 """name -> the study. `hypergradbench study NAME` runs it, `hypergradbench claims` writes what was found to the docs."""
