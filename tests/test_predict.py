@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import plan
 from benchmarks.cells import AUTOCAST, Cell
+from benchmarks.cli import main
+from benchmarks.commands.prediction import size
 from benchmarks.measure.of_meta_step import memory_of
 from benchmarks.measure.predict import Count, count, extended, predict, without_values
 from benchmarks.measure.split import CATEGORIES, Memory
@@ -187,3 +190,38 @@ def test_estimates_of_fake_tensors_have_the_shapes_and_no_values() -> None:
     assert not tree.has_values(torch.zeros((), device="meta"))
     assert tree.holds(torch.zeros((), dtype=torch.bool, device="meta"))
     assert not tree.holds(torch.zeros((), dtype=torch.bool))
+
+
+def test_a_sweep_is_predicted_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "sweep",
+        "--kind",
+        "meta",
+        "--estimators",
+        "sama-na",
+        "tartan",
+        "--problems",
+        "mlp_decay",
+        "--dtypes",
+        "float32",
+    ]
+    words += ["--sizes", "large", "--unroll", "1", "--out", str(tmp_path / "out"), "--predict", "--limit-memory"]
+    assert main([*words, "64GiB"]) == 0
+    said = capsys.readouterr().out
+    assert "50.4 M" in said
+    assert "1 fit, 0 do not, 1 unknown" in said
+    assert "no MultiTask" in said
+    assert main([*words, "600MiB"]) == 0
+    assert "0 fit, 1 do not, 1 unknown" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_in_words() -> None:
+    assert [size(n) for n in (0, 4, 999, 1000, 3 * 2**30, 1234 * 2**40)] == [
+        "0",
+        "4 B",
+        "999 B",
+        "0.977 KiB",
+        "3 GiB",
+        "1.21 PiB",
+    ]

@@ -88,6 +88,8 @@ class Sweep:
     """Measure again what failed before."""
     figures: Annotated[bool, FlagConversionOff] = True
     """Draw the figures at the end: True or False."""
+    predict: Switch = False
+    """Measure nothing: print what every cell would need, and which cannot fit (into --limit-memory, or the machine)."""
 
 
 OWN = (
@@ -101,6 +103,7 @@ OWN = (
     "force",
     "retry_failed",
     "figures",
+    "predict",
 )
 """Flags that stand for no entry of the file, or not by their name."""
 
@@ -146,6 +149,10 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
 
     try:
         grid, todo, out = resolve(command)
+        if command.predict:
+            from .prediction import show_predictions
+
+            return show_predictions(todo, grid.memory)
         executor = choose(grid, out, jobs=command.jobs or 1, disturbed=command.allow_disturbed_timing)
     except (ValueError, ImportError) as error:
         print(f"hypergradbench: {error}", file=sys.stderr)
