@@ -30,7 +30,8 @@ def show(frame: pd.DataFrame, console: Console) -> None:
     rows = frame[frame["kind"] == "meta"]
     if rows.empty:
         return
-    for _, group in rows.groupby(SAME, sort=False, dropna=False):
+    groups = [group for _, group in rows.groupby(SAME, sort=False, dropna=False)]
+    for group in sorted(groups, key=lambda g: (str(g["problem"].iloc[0]), g["params"].fillna(0).max())):
         console.print(costs(group, split=console.width >= 180))
         beside = _relative_to_sama(group)
         if beside is not None:

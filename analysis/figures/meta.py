@@ -41,9 +41,10 @@ def chosen(frame: pd.DataFrame, *, sizes: bool = False) -> tuple[pd.DataFrame, s
     return taken, title, others
 
 
-def _weight(rows: pd.DataFrame, sizes: bool) -> tuple[int, int]:
+def _weight(rows: pd.DataFrame, sizes: bool) -> tuple[float, ...]:
+    """Sizes first if they are asked for, then estimators, then how well they were timed."""
     fine = rows[rows["status"] == "ok"]
-    return (fine["params"].nunique() if sizes else 0), fine["estimator"].nunique()
+    return (fine["params"].nunique() if sizes else 0), fine["estimator"].nunique(), float(fine["rounds"].sum())
 
 
 def one_setting(rows: pd.DataFrame) -> tuple[pd.DataFrame, float, list[str]]:
