@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from . import tree
 from .errors import HypergradientError, NotApplicableError
 from .products import leaves
-from .rules import AnyRule, Slots, can_rewind, declares, init_tree, leaf_rules, rewind_tree, step_tree
+from .rules import AnyRule, Slots, can_rewind, declares, init_tree, leaf_rules, leaf_steps, rewind_tree, step_tree
 from .solvers import Preconditioner
 from .stage import Record, Stage
 from .state import State
@@ -32,7 +32,14 @@ class RulePullback:
 
 
 def pull_rule(
-    stage: Stage, state: State, hparams: Tree, grads: Tree, cotangent: Tree, slot_cotangents: SlotCotangents
+    stage: Stage,
+    state: State,
+    hparams: Tree,
+    grads: Tree,
+    cotangent: Tree,
+    slot_cotangents: SlotCotangents,
+    *,
+    gradients_only: bool = False,
 ) -> RulePullback:
     """Pull cotangents on (params, slots) after a step back through the rule alone.
 
@@ -42,6 +49,7 @@ def pull_rule(
         grads: gradients that the step used; leaves without one were left alone by it.
         cotangent: on the parameters after the step.
         slot_cotangents: on the slots after it; missing ones are zero.
+        gradients_only: leave out all cotangents but those on the gradients.
 
     Returns:
         Cotangents on the gradients, on the parameters *through the change alone* (decay), on the slots before
@@ -50,31 +58,52 @@ def pull_rule(
     Raises:
         NotApplicableError: the rule says that it has no derivative.
     """
+    found = RulePullback({}, {}, {})
     with torch.enable_grad():
-        lam = leaves(hparams, hparams if stage.rule_reads_hparams else ())
-        rule = stage.bind(lam)
-        check_differentiable(rule, grads, state.step)
-        g, theta = leaves(grads, grads), leaves(tree.select(state.params, grads), grads)
-        before = {k: leaves(state.slots[k], state.slots[k]) for k in grads}
-        changes, after = step_tree(rule, g, state._replace(params={**state.params, **theta}, slots=before))
-        outputs: list[Tensor] = []
-        weights: list[Tensor] = []
-        for k in grads:
-            pairs = [(changes[k], cotangent[k])]
-            pairs += [(after[k][s], c) for s, c in slot_cotangents.get(k, {}).items() if s in after[k]]
-            for out, weight in pairs:
-                if out.requires_grad:
-                    outputs.append(out)
-                    weights.append(weight)
-        inputs = [*g.values(), *theta.values(), *(x for s in before.values() for x in s.values())]
-        inputs += [x for x in lam.values() if x.requires_grad]
-        pulled = torch.autograd.grad(outputs, inputs, weights, allow_unused=True) if outputs else [None] * len(inputs)
-    found = iter(pulled)
-    d_grads = {k: d for k in g if (d := next(found)) is not None}
-    d_params = {k: d for k in theta if (d := next(found)) is not None}
-    d_slots = {k: {s: d for s in slots if (d := next(found)) is not None} for k, slots in before.items()}
-    d_hparams = {k: d for k, x in lam.items() if x.requires_grad and (d := next(found)) is not None}
-    return RulePullback(d_grads, d_params, d_slots, d_hparams)
+        asked = hparams if stage.rule_reads_hparams and not gradients_only else ()
+        check_differentiable(stage.bind(hparams), grads, state.step)
+        for group in parts_of_a_step(stage.bind(hparams), grads):  # no graph is larger than it must be
+            lam = leaves(hparams, asked)
+            rule = stage.bind(lam)
+            names = () if gradients_only else group
+            g, theta = leaves(tree.select(grads, group), group), leaves(tree.select(state.params, group), names)
+            before = {k: leaves(state.slots[k], state.slots[k] if names else ()) for k in group}
+            outputs: list[Tensor] = []
+            weights: list[Tensor] = []
+            for k, change, after in leaf_steps(rule, g, state._replace(params=theta, slots=before)):
+                pairs = [(change, cotangent[k])]
+                pairs += [(after[s], c) for s, c in slot_cotangents.get(k, {}).items() if s in after]
+                for out, weight in pairs:
+                    if out.requires_grad:
+                        outputs.append(out)
+                        weights.append(weight)
+            if not outputs:
+                found.slots.update({k: {} for k in group})
+                continue
+            (on_g, on_theta, on_lam, *on_slots) = _grad(outputs, weights, [g, theta, lam, *before.values()])
+            found.grads.update(on_g)
+            found.params.update(on_theta)
+            found.slots.update(zip(before, on_slots, strict=True))
+            found = replace(found, hparams=tree.union_add(found.hparams, on_lam))
+    return found
+
+
+def parts_of_a_step(rule: AnyRule, grads: Tree) -> list[list[str]]:
+    """The leaves of a step in groups that do not depend on one another: all in one if a wrapper mixes their gradients."""
+    if not grads:
+        return []
+    return [list(grads)] if getattr(rule, "transforms", False) else [[k] for k in grads]
+
+
+def _grad(outputs: list[Tensor], weights: list[Tensor], inputs: list[Tree]) -> list[Tree]:
+    """Cotangents on those tensors of ``inputs`` that require grad, a tree for each; without influence: missing."""
+    wanted = [(tree_of, k, x) for tree_of, a in enumerate(inputs) for k, x in a.items() if x.requires_grad]
+    pulled = torch.autograd.grad(outputs, [x for _, _, x in wanted], weights, allow_unused=True)
+    found: list[Tree] = [{} for _ in inputs]
+    for (tree_of, k, _), d in zip(wanted, pulled, strict=True):
+        if d is not None:
+            found[tree_of][k] = d
+    return found
 
 
 def recorded_before_last(record: Record) -> State:
@@ -92,10 +121,13 @@ def recorded_before_last(record: Record) -> State:
     return before
 
 
-def state_before_last(stage: Stage, record: Record, hparams: Tree) -> State:
+def state_before_last(stage: Stage, record: Record, hparams: Tree, names: Collection[str] | None = None) -> State:
     """The state before the last step: as recorded, else the end with that step taken back.
 
     Only the leaves that had a gradient in that step are put back; the others did not move.
+
+    Args:
+        names: leaves to be put back, all of one of the `parts_of_a_step`; None: all.
 
     Raises:
         NotApplicableError: no step was taken, or the state is neither recorded nor can the rule take the step back.
@@ -114,7 +146,7 @@ def state_before_last(stage: Stage, record: Record, hparams: Tree) -> State:
             "not recorded: run(...) records it; for a live torch optimizer, give Live.record(before=...)"
         )
     with torch.no_grad():
-        return rewind_tree(rule, record.grad, record.end)
+        return rewind_tree(rule, record.grad if names is None else tree.select(record.grad, names), record.end)
 
 
 def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
@@ -133,24 +165,34 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     Raises:
         NotApplicableError: no step was taken, or the rule has no derivative.
     """
-    before = state_before_last(stage, record, hparams)
-    grads = cast(Tree, record.grad)
-    adapted = _pulled_gradients(stage, before, hparams, grads, cotangent)
-    if not tree.any_nonzero(adapted) and tree.any_nonzero(grads):
-        ones = tree.map_tree(torch.ones_like, record.end.params)
-        if not tree.any_nonzero(_pulled_gradients(stage, before, hparams, grads, ones)):
-            names = names_of(stage.bind(hparams), grads, before.step)
-            raise NotApplicableError(
-                f"the update of {names} has no derivative with respect to its gradient, or zero in every coordinate (a sign, "
-                "a detached gradient, a learning rate of 0; Adam's first step nearly is one): no estimator can differentiate "
-                "through it; use an Implicit estimator or SAMA(adapt=False)"
-            )
+    adapted, grads = _adapted(stage, record, hparams, cotangent), cast(Tree, record.grad)
+    if tree.any_nonzero(adapted) or not tree.any_nonzero(grads):
+        return adapted
+    if not tree.any_nonzero(_adapted(stage, record, hparams, tree.map_tree(torch.ones_like, record.end.params))):
+        names = names_of(stage.bind(hparams), grads, record.end.step - 1)
+        raise NotApplicableError(
+            f"the update of {names} has no derivative with respect to its gradient, or zero in every coordinate (a sign, "
+            "a detached gradient, a learning rate of 0; Adam's first step nearly is one): no estimator can differentiate "
+            "through it; use an Implicit estimator or SAMA(adapt=False)"
+        )
+    return adapted
+
+
+def _adapted(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
+    """(du/dg)^T c of the last update, one part of the step after the other: no more than one is taken back at a time."""
+    if record.grad is None:
+        state_before_last(stage, record, hparams)  # which says that there is none
+    grads, adapted = cast(Tree, record.grad), dict[str, Tensor]()
+    for group in parts_of_a_step(stage.bind(hparams), grads):
+        before = state_before_last(stage, record, hparams, group)
+        adapted.update(_pulled_gradients(stage, before, hparams, tree.select(grads, group), cotangent))
     return adapted
 
 
 def _pulled_gradients(stage: Stage, before: State, hparams: Tree, grads: Tree, cotangent: Tree) -> Tree:
     """(du/dg)^T c of the update that uses ``grads`` at ``before``, zero where nothing comes through."""
-    return tree.fill(pull_rule(stage, before, hparams, grads, cotangent, {}).grads, grads)
+    pulled = pull_rule(stage, before, hparams, grads, cotangent, {}, gradients_only=True)
+    return tree.fill(pulled.grads, grads)
 
 
 def adaptation(stage: Stage, record: Record, hparams: Tree) -> Preconditioner:

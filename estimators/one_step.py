@@ -138,7 +138,8 @@ class SAMA:
         before, length = state_before_last(stage, record, hparams).params, tree.norm(tangent)
         step = tree.norm({k: x - before[k] for k, x in record.end.params.items()})
         scale = torch.where(length > 0, self.extra_update / length, 0.0).to(tree.dtype_of(tangent))
+        change = tree.scale(tangent, scale)
         if not tree.has_values(length):
-            return ExtraUpdate(tree.scale(tangent, scale), math.nan)
+            return ExtraUpdate(change, math.nan)
         moved = self.extra_update if bool(length > 0) else 0.0
-        return ExtraUpdate(tree.scale(tangent, scale), moved / float(step) if bool(step > 0) else math.inf)
+        return ExtraUpdate(change, moved / float(step) if bool(step > 0) else math.inf)
