@@ -95,7 +95,7 @@ MUTATIONS = [
              "sign of H c_g in the sweep"),
     Mutation("unroll-detached-buffer", "unroll.py", "pulled.slots[k] if k in names", "{} if k in names",
              "cotangent of the optimizer state dropped (moskomule/hypergrad's detached buffer, and Adam's moments)"),
-    Mutation("unroll-off-by-one", "unroll.py", "states[max(first - begin, 0) :]", "states[max(first - begin, 0) + 1 :]",
+    Mutation("unroll-off-by-one", "unroll.py", "del states[: max(first - begin, 0)]", "del states[: max(first - begin, 0) + 1]",
              "a step left out of the sweep"),
     Mutation("t1t2-end", "one_step.py", "before.params, hparams, tangent, wrt", "record.end.params, hparams, tangent, wrt",
              "mixed derivative at the end instead of before the last step"),
