@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -370,3 +372,26 @@ def test_fields_kernel_and_autocast_reach_the_measurement() -> None:
     meta_cells.measure([cell("neumann", **(more | {"dtype": "float32"}))], wide, QUICK)
     assert row["value"] != wide.rows["neumann"]["value"]
     assert row["value"] == pytest.approx(wide.rows["neumann"]["value"], rel=0.05)
+
+
+# --- docs/throughput.md
+
+
+DOCS = (Path(__file__).resolve().parent.parent / "docs" / "throughput.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", DOCS, flags=re.M | re.S)
+    exec(compile(example, "throughput.md", "exec"), {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in lines] == ["sama", "cg"]
+    for _, ratio, cost, _ in lines:
+        assert float(cost) == pytest.approx(4 / float(ratio) - 4)
+
+
+def test_the_docs_name_what_a_row_holds(bench: Bench) -> None:
+    row = bench.content("sama")
+    for part in ("throughput", "memory"):
+        assert [n for n in row[part] if f"`{n}`" not in DOCS and f"`{part}.{n}`" not in DOCS] == []
+    for part in ("counters", "overhead", "hypergradient", "workload.data"):
+        assert f"`{part}`" in DOCS
