@@ -17,6 +17,7 @@ from typing import Any
 
 from . import limits
 from .cells import AUTOCAST, Cell
+from .devices import misnamed
 from .plan import UnknownName, fitted, made, takes, with_fields
 
 
@@ -384,9 +385,8 @@ class _Reader:
             if workers < 1 or (workers > 1 and grid.kind != "meta"):
                 self.fail("workers", f'{workers}: at least 1, and more than 1 for kind = "meta" only')
         for device in grid.devices:
-            kind, _, index = device.partition(":")
-            if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or device == "cpu:":
-                self.fail("device", f'{device!r} is no device: write "cpu", "cuda" or "cuda:1"')
+            if wrong := misnamed(device):
+                self.fail("device", wrong)
             if grid.memory is not None and not limits.supported(device):
                 self.fail(
                     "[limits] memory", "this system cannot limit the memory of a process: only Linux can; leave it out"

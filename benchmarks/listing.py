@@ -13,10 +13,11 @@ from estimators import RULES, SOLVERS, WRAPPERS, registry
 
 from .problems import PROBLEMS
 from .studies import STUDIES
+from .workloads import WORKLOADS
 
 
 def show(console: Console | None = None) -> None:
-    """Print six tables."""
+    """Print seven tables."""
     console = console or plain_console()
     rows = [
         (name, entry.claim.of + (f"; {entry.claim.bias}" if entry.claim.bias else ""), entry.claim.citation)
@@ -25,6 +26,8 @@ def show(console: Console | None = None) -> None:
     console.print(_table("Estimators", ("name", "estimates", "citation"), rows))
     problems = [(name, entry.about, entry.citation) for name, entry in PROBLEMS.items()]
     console.print(_table("Problems", ("name", "what it is", "citation"), problems))
+    workloads = [(name, f"{w.about}; sizes {', '.join(w.sizes)}", w.citation) for name, w in WORKLOADS.items()]
+    console.print(_table("Workloads (what cost is measured on)", ("name", "what it is", "citation"), workloads))
     for title, kinds in (
         ("Rules (inner optimizers)", RULES),
         ("Rules around rules", WRAPPERS),

@@ -60,10 +60,11 @@ def cells(
     conds: Sequence[float],
     dtype: str,
     meta_steps: int,
+    device: str = "cpu",
 ) -> list[Cell]:
     """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths."""
     found = [
-        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, **made(e, p, "point"))
+        Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, device=device, **made(e, p, "point"))
         for p in problems
         for settings in settings_of(p, conds)
         for seed in seeds
@@ -72,7 +73,7 @@ def cells(
     if meta_steps and "biased_regression" in problems:
         found += [
             Cell(
-                estimator=e, problem="biased_regression", settings=dict(PATH), seed=seeds[0], dtype=dtype,
+                estimator=e, problem="biased_regression", settings=dict(PATH), seed=seeds[0], dtype=dtype, device=device,
                 kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made(e, "biased_regression", "path"),
             )
             for e in estimators

@@ -19,6 +19,7 @@ from benchmarks.plan import cells
 from benchmarks.problems import PROBLEMS
 from benchmarks.studies import STUDIES
 from benchmarks.sweep import Orders, split, sweep
+from benchmarks.workloads import WORKLOADS
 from estimators import RULES, SOLVERS, registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,7 +139,7 @@ def test_unknown_names_list_the_known_ones(capsys: pytest.CaptureFixture[str], t
         assert known in error
     assert main(["run", "--plugins", "no_such_module", "--out", str(tmp_path / "x")]) == 2
     assert "no_such_module" in capsys.readouterr().err
-    for wrong in (["--jobs", "0"], ["--conds", "0.5"]):
+    for wrong in (["--jobs", "0"], ["--conds", "0.5"], ["--device", "gpu"], ["--device", "cuda:97"]):
         assert main(["run", *wrong, "--out", str(tmp_path / "x")]) == 2
     assert not (tmp_path / "x").exists()
 
@@ -171,7 +172,7 @@ def test_help_names_every_command_and_flag(capsys: pytest.CaptureFixture[str]) -
 def test_list_shows_everything_registered(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in (*registry, *PROBLEMS, *RULES, *SOLVERS, *STUDIES):
+    for name in (*registry, *PROBLEMS, *WORKLOADS, *RULES, *SOLVERS, *STUDIES):
         assert name in text
     for entry in registry.values():
         assert entry.claim.citation.split("; ")[0].split(",")[0][:20] in text

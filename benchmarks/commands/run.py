@@ -36,6 +36,8 @@ class Run:
     """Condition numbers of biased_regression."""
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of the estimators. The truth is computed in float64."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:1."""
     meta_steps: int = 100
     """Length of the paths of Figure 5 (biased_regression only); 0 leaves them out."""
     out: Path = DEFAULT_OUT
@@ -76,6 +78,7 @@ def run(command: Run) -> int:
             seeds=tuple(dict.fromkeys(command.seeds)),
             conds=tuple(dict.fromkeys(command.conds)),
             dtype=command.dtype,
+            device=command.device,
             meta_steps=command.meta_steps,
         )
     except (plan.UnknownName, ImportError) as error:
@@ -101,7 +104,11 @@ def run(command: Run) -> int:
 
 
 def _check(command: Run) -> None:
+    from ..devices import absent, misnamed
     from ..plan import UnknownName
+
+    if wrong := misnamed(command.device) or absent(command.device):
+        raise UnknownName(f"--device: {wrong}")
 
     if command.jobs < 1 or command.timeout <= 0 or command.meta_steps < 0:
         raise UnknownName("--jobs must be at least 1, --timeout positive and --meta-steps not negative")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..devices import absent
 from ..grid import Grid, SweepError
 from .base import Executor
 from .local import Local
@@ -49,11 +50,6 @@ def choose(grid: Grid, out: Path, *, jobs: int, disturbed: bool) -> Executor:
 
 def devices_are_there(grid: Grid) -> None:
     """Raise `SweepError` if a device of the sweep is not on this machine."""
-    import torch
-
     for device in grid.devices:
-        if device.startswith("cuda"):
-            if not torch.cuda.is_available():
-                raise SweepError(f"device {device!r}: torch finds no CUDA device here; use --device cpu")
-            if (torch.device(device).index or 0) >= torch.cuda.device_count():
-                raise SweepError(f"device {device!r}: there are only {torch.cuda.device_count()} CUDA devices here")
+        if reason := absent(device):
+            raise SweepError(reason)
