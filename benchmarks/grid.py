@@ -29,7 +29,7 @@ TABLES = ("settings", "fields", "meta", "limits", "effort", "slurm", "ray")
 KINDS = {"point": ("float64", "float32"), "meta": ("float32", "float64", AUTOCAST)}
 """kind -> the dtypes that it can be measured in, its default first."""
 KERNELS = ("best", "math")
-EFFORT = ("budget", "least", "most")
+EFFORT = {"width": float, "budget": float, "patience": float, "least": int, "most": int}
 EXECUTORS = ("local", "slurm", "ray")
 
 
@@ -53,7 +53,7 @@ class Grid:
         meta: for "meta": ``kernel`` -> values.
         seconds: that a cell may take.
         memory: bytes that its process may take, or None.
-        effort: how long the clock may run: ``budget`` in seconds, ``least`` and ``most`` samples.
+        effort: how long the clock may run: fields of `benchmarks.point.Effort` or `benchmarks.throughput.Effort`.
         threads: of torch in every process.
         per_process: cells a process.
         together: the "meta" cells of one instance share a process and are timed in turns.
@@ -366,12 +366,10 @@ class _Reader:
 
     def effort(self) -> dict[str, Any]:
         table = self.raw.get("effort", {})
-        self.only(table, EFFORT, "effort")
+        self.only(table, [k for k in EFFORT if k != "patience" or self.get("kind", "point") == "meta"], "effort")
         for name, value in table.items():
-            if not takes(float if name == "budget" else int, value) or value <= 0:
-                self.fail(
-                    f"[effort] {name}", f"{value!r} is no positive {'number' if name == 'budget' else 'whole number'}"
-                )
+            if not takes(EFFORT[name], value) or value <= 0:
+                self.fail(f"[effort] {name}", f"{value!r} is no positive {'whole ' * (EFFORT[name] is int)}number")
         return dict(table)
 
     def check(self, grid: Grid) -> None:

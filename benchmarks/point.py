@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +34,15 @@ from .problems.reference import truth
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long the clock may run: seconds a cell after warming up, and bounds on the number of samples."""
+    """How long the clock may run.
 
+    Attributes:
+        width: of the confidence interval of the medians, relative to them: narrow enough.
+        budget: seconds a cell, after warming up, in which to reach it.
+        least, most: bounds on the number of samples.
+    """
+
+    width: float = 0.05
     budget: float = 0.08
     least: int = 3
     most: int = 15
@@ -121,9 +128,7 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
     if not tree.all_finite(answer.hparams):
         outcomes = ", ".join(o.value for o in answer.outcomes)
         raise NonFiniteError(f"the estimate is NaN or infinite ({outcomes})")
-    timing = paired_timing(
-        pull, instance.gradient, device=instance.device, budget=effort.budget, least=effort.least, most=effort.most
-    )
+    timing = paired_timing(pull, instance.gradient, device=instance.device, **asdict(effort))
     true, known_by = instance.truth
     on_run = None if instance.run_truth is None else compare(answer.hparams, instance.run_truth)
     found = instance.setting
@@ -142,6 +147,8 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
             "time_ratio": timing.ratio,
             "time_ratio_low": timing.ratio_low,
             "time_ratio_high": timing.ratio_high,
+            "time_ratio_width": timing.ratio_width,
+            "reached": timing.reached,
             "samples": timing.samples,
             "clock": timing.clock,
             "clock_share": timing.overhead,

@@ -137,6 +137,8 @@ def test_cells_of_meta_steps(tmp_path: Path) -> None:
         (("[limits]", "[meta]\n[limits]"), []),
         (("[limits]", '[meta]\nkernel = "best"\n[limits]'), ["[meta]: is for kind"]),
         (("[limits]", "[effort]\nleast = 1.5\n[limits]"), ["[effort] least: 1.5 is no positive whole number"]),
+        (("[limits]", "[effort]\nwidth = 0\n[limits]"), ["[effort] width: 0 is no positive number"]),
+        (("[limits]", "[effort]\npatience = 2\n[limits]"), ["unknown key 'patience'"]),
         (('estimators = ["cg", "sama", "composed"]', ""), ["mine.toml: estimators is missing", '"all"']),
         (("about =", "about"), ["no valid TOML"]),
     ],

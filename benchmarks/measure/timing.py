@@ -130,6 +130,7 @@ def paired_timing(
     fn: Work,
     reference: Work,
     *,
+    width: float = 0.0,
     device: torch.device | str = "cpu",
     budget: float = 0.2,
     least: int = 3,
@@ -137,13 +138,13 @@ def paired_timing(
     patience: float = 0.4,
     slice_seconds: float = 1e-3,
 ) -> Timing:
-    """`interleaved` of one work and its unit, for a fixed budget; call both once before, so that they are warm.
+    """`interleaved` of one work and its unit, in less time; call both once before, so that they are warm.
 
     Raises:
         Exception: whatever either of them raises.
     """
     found = interleaved(
-        {"reference": reference, "work": fn}, "reference", width=0.0, budget=budget, least=least, most=most, device=device,
+        {"reference": reference, "work": fn}, "reference", width=width, budget=budget, least=least, most=most, device=device,
         warm=0, patience=patience, slice_seconds=slice_seconds,
     )["work"]  # fmt: skip
     if isinstance(found, Exception):
