@@ -50,6 +50,7 @@ class Orders:
         executor: its name, for the rows.
         shares_machine: whether jobs may be on one machine, for the rows.
         cwd: folder in which the processes start, so that relative paths mean the same everywhere.
+        began: time of these orders, in seconds: with ``force`` an older row is one of before.
     """
 
     out: Path
@@ -65,6 +66,7 @@ class Orders:
     executor: str = "local"
     shares_machine: bool = True
     cwd: str = field(default_factory=os.getcwd)
+    began: float = field(default_factory=time.time)
 
     @property
     def marks(self) -> dict[str, Any]:
@@ -101,6 +103,7 @@ def run_batch(batch: Sequence[Cell], orders: Orders, tell: Report, children: Chi
     """Claim the cells of a batch and measure them in a child process.
 
     Whenever the process dies, the row of the cell that it died on is written here, and another process goes on with the rest.
+    One that dies after it finished a cell and before it began the next dies on none of them.
     """
     children = children or Children()
     left = [cell for cell in batch if _claimed(cell, orders, tell)]
@@ -108,10 +111,11 @@ def run_batch(batch: Sequence[Cell], orders: Orders, tell: Report, children: Chi
         while left and not children.stopped:
             done, culprit, death = _child(left, orders, tell, children)
             left = [c for c in left if c.id not in done]
-            if left and not children.stopped:  # it ended early
+            if left and not children.stopped and (culprit is not None or not done):  # it ended early
+                begun = culprit is not None
                 culprit = culprit or left[0]
                 left = [c for c in left if c.id != culprit.id]
-                status = cells.finished(culprit, orders.out)
+                status = cells.finished(culprit, orders.out) if begun else None
                 if status is None:  # else it died between writing the row and saying so
                     write_failure(culprit, orders, death)
                     status = "failed"
@@ -159,12 +163,14 @@ def _claimed(cell: Cell, orders: Orders, tell: Report) -> bool:
         locks.release(orders.out, cell.id)
         tell("kept", cell, {"status": status})
         return False
-    cell.file(orders.out).unlink(missing_ok=True)
     return True
 
 
 class _Watch:
-    """Kills a process when the cell that it is at has had its time; cells that take turns have each their own."""
+    """Kills a process when the cell that it is at has had its time, and what it started when it ends.
+
+    Cells that take turns have each their own time.
+    """
 
     def __init__(self, process: subprocess.Popen[str], limit: float) -> None:
         self._process, self._limit = process, limit
@@ -198,6 +204,9 @@ class _Watch:
 
     def _look(self) -> None:
         while not self._ended.wait(min(0.1, max(0.001, self._deadline - time.monotonic()))):
+            if _has_ended(self._process):
+                _kill(self._process)  # what it left behind may hold its end of the pipe
+                return
             if time.monotonic() > self._deadline:
                 self.late = True
                 _kill(self._process)
@@ -259,8 +268,7 @@ def _child(
         finally:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            code, rss = _reap(process, children)
-            watch.end()
+            code, rss = _reap(process, children, watch)
             process.stdout.close()
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - 4000))
         said = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
@@ -277,18 +285,27 @@ def _kill(process: subprocess.Popen[str]) -> None:
         process.kill()
 
 
-def _reap(process: subprocess.Popen[str], children: Children) -> tuple[int, int | None]:
-    """Wait for its end.
+def _has_ended(process: subprocess.Popen[str]) -> bool:
+    """Whether it runs no more; it is not waited for, so that its number stays its own."""
+    if not hasattr(os, "waitid"):
+        return False
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
+def _reap(process: subprocess.Popen[str], children: Children, watch: _Watch) -> tuple[int, int | None]:
+    """Wait for its end, watched until then: once it is reaped its number may be somebody else's.
 
     Returns:
         (exit code, peak RSS in bytes of the largest process among it and those it waited for; None if the system does not say).
     """
     if not hasattr(os, "waitid"):
         code = process.wait()
+        watch.end()
         children.discard(process)
         return code, None
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    _kill(process)  # what it may have left behind; until it is reaped its number is nobody else's
+    watch.end()
+    _kill(process)  # what it may have left behind
     children.discard(process)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -55,8 +55,9 @@ class Desk:
         self._closed = 0
 
     def start(self, cell: Cell) -> None:
-        """``cell`` is begun; the parent is told where, should it have to write the row."""
+        """``cell`` is begun: a row of before goes, and the parent is told where, should it have to write the new one."""
         where = self._where(cell)
+        cell.file(self.out).unlink(missing_ok=True)
         self._turn(cell)
         self.say("start", cell, {"environment": where})
 

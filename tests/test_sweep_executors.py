@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,16 @@ def test_a_lost_job_is_a_row_of_the_cell_that_it_was_at(tmp_path: Path) -> None:
     assert row["environment"]["executor"] == "slurm"
     assert locks.claim(tmp_path, todo[1].id), "its claim was not given back"
     locks.release(tmp_path, todo[1].id)
+
+
+def test_with_force_a_lost_job_is_not_settled_by_rows_of_before(tmp_path: Path) -> None:
+    todo = batch()[:2]
+    for c in todo:
+        cells.write(c.file(tmp_path), cells.row(c, "ok"))
+    orders = Orders(out=tmp_path, executor="slurm", force=True)
+    os.utime(todo[1].file(tmp_path), (orders.began - 60, orders.began - 60))
+    assert lost(todo, "NodeFailure: gone", orders, lambda *_: None) == []
+    assert [json.loads(c.file(tmp_path).read_text())["status"] for c in todo] == ["ok", "failed"]
 
 
 def test_a_missing_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,40 @@ def test_the_cell_whose_turn_it_is_gets_the_blame(tmp_path: Path, monkeypatch: p
         locks.release(tmp_path, c.id)
 
 
+BETWEEN = """
+import json, os, signal, subprocess, sys
+from pathlib import Path
+orders = json.loads(sys.stdin.readline())
+from benchmarks import cells
+todo = [cells.Cell(**config) for config in orders["cells"]]
+def say(event, cell):
+    print(json.dumps({"event": event, "id": cell.id, "status": "ok"}), flush=True)
+say("start", todo[0])
+if len(todo) == 2:  # what it started holds its standard output open, and outlives it
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    os.kill(os.getpid(), signal.SIGSEGV)
+cells.write(todo[0].file(Path(orders["out"])), cells.row(todo[0], "ok"))
+say("done", todo[0])
+if len(todo) == 3:
+    os.kill(os.getpid(), signal.SIGKILL)  # before the second is begun
+"""
+
+
+@posix
+def test_a_process_that_dies_between_cells_takes_none_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "WORKER", ("-c", BETWEEN))
+    todo = [cell(n) for n in range(3)]
+    told: list[tuple[str, int]] = []
+    orders = Orders(out=tmp_path, timeout=20.0)
+    isolated.run_batch(todo, orders, lambda event, c, _: told.append((event, c.settings["n"])))
+    assert [n for event, n in told if event == "done"] == [0, 1, 2]
+    rows = [json.loads(c.file(tmp_path).read_text()) for c in todo]
+    assert [r["status"] for r in rows] == ["ok", "failed", "ok"]
+    assert (
+        rows[1]["reason"] == "the process was killed by SIGSEGV"
+    )  # and not its limit, for which the pipe would be open
+
+
 def test_a_desk_keeps_each_cells_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: now[0])
@@ -298,10 +332,23 @@ def test_force_keeps_the_old_row_until_its_turn(tmp_path: Path) -> None:
     tell: list[str] = []
     assert not isolated._claimed(c, Orders(out=tmp_path), lambda event, *_: tell.append(event))
     assert tell == ["kept"]
-    assert c.file(tmp_path).exists()
     assert isolated._claimed(c, Orders(out=tmp_path, force=True), lambda event, *_: tell.append(event))
+    assert c.file(tmp_path).exists(), "a batch is claimed at once: an interruption would lose all of its rows"
+    Desk(tmp_path, lambda *_: None).start(c)
     assert not c.file(tmp_path).exists()
     locks.release(tmp_path, c.id)
+
+
+@posix
+def test_a_row_of_before_does_not_stand_for_a_process_that_could_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "WORKER", ("-c", "raise ImportError('no torch')"))
+    c = cell()
+    cells.write(c.file(tmp_path), cells.row(c, "ok"))
+    isolated.run_batch([c], Orders(out=tmp_path, force=True), lambda *_: None)
+    row = json.loads(c.file(tmp_path).read_text())
+    assert (row["status"], row["reason"]) == ("failed", "the process ended with exit code 1: ImportError: no torch")
 
 
 @pytest.fixture

@@ -15,6 +15,9 @@ from ..isolated import ROOT, Death, Orders, Report, run_batch, write_failure
 Told = list[tuple[str, str, dict[str, Any]]]
 """(event, cell id, details), in order; see `Report`."""
 
+SKEW = 2.0
+"""Seconds by which a file server's clock may be behind."""
+
 
 class Executor(Protocol):
     """Runs batches of cells somewhere, each by `benchmarks.isolated.run_batch`, which isolates, limits and writes rows.
@@ -58,7 +61,7 @@ def lost(batch: Sequence[Cell], reason: str, orders: Orders, tell: Report) -> li
     """
     left = []
     for i, cell in enumerate(batch):
-        status = cells.finished(cell, orders.out)
+        status = None if _of_before(cell, orders) else cells.finished(cell, orders.out)
         if status is not None:
             tell("done", cell, {"status": status, "reason": None, "failure": None, "seconds": None})
         elif not locks.claim(orders.out, cell.id):
@@ -71,6 +74,14 @@ def lost(batch: Sequence[Cell], reason: str, orders: Orders, tell: Report) -> li
             left = list(batch[i + 1 :])
             break
     return left
+
+
+def _of_before(cell: Cell, orders: Orders) -> bool:
+    """Whether the row that is there was to be measured again, and is the old one still."""
+    try:
+        return orders.force and cell.file(orders.out).stat().st_mtime < orders.began - SKEW
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
