@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -119,17 +120,16 @@ def code_version(thing: Any, make: Any = None, kind: Kind = "point") -> str:
         kind: of the cell; what measures a point does not measure a meta step.
     """
     root = Path(__file__).resolve().parent
-    files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing) | _sources(make)
-    files |= set(root.joinpath("measure").rglob("*.py"))
+    files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing)
+    files = files.union(*map(_imported, _sources(make)), root.joinpath("measure").rglob("*.py"))
     if kind == "meta":
         files |= {
             f for name in ("meta_cells", "meta_step", "throughput", "ranks") if (f := root / f"{name}.py").is_file()
         }
-        files |= set(root.joinpath("workloads").rglob("*.py"))  # they share parts, such as the transformer
-        files.add(root / "problems" / "common.py")
+        files.add(root / "workloads" / "base.py")
     else:
         files |= {root / f"{name}.py" for name in ("accuracy", "path", "point", "theory")}
-        files |= {root / "problems" / f"{name}.py" for name in ("common", "descent", "reference", "tuned_rule")}
+        files.add(root / "problems" / "reference.py")
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.as_posix()):
         digest.update(file.name.encode() + file.read_bytes())
@@ -150,6 +150,22 @@ def _sources(thing: Any) -> set[Path]:
     except TypeError:  # built in
         own = None
     return found | ({Path(own)} if own and Path(own).is_file() else set())
+
+
+@functools.cache
+def _imported(file: Path) -> frozenset[Path]:
+    """``file`` and what it imports from beside it (``from .common import ...``), with what that imports, and so on."""
+    found, waiting = set[Path](), [file]
+    while waiting:
+        file = waiting.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                module = file.parents[node.level - 1].joinpath(*filter(None, (node.module or "").split(".")))
+                waiting += [module.with_name(f"{module.name}.py"), *(module / f"{a.name}.py" for a in node.names)]
+    return frozenset(found)
 
 
 def strict(value: Any, where: str = "") -> tuple[Any, list[str]]:

@@ -7,6 +7,8 @@ import functools
 import importlib.util
 import inspect
 import itertools
+import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -126,7 +128,7 @@ def read(file: Path | None, flags: Mapping[str, Any] | None = None) -> Grid:
     raw: dict[str, Any] = {}
     if file is not None:
         try:
-            raw = tomllib.loads(file.read_text())
+            raw = tomllib.loads(file.read_text("utf-8-sig"))  # some editors begin a file with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise SweepError(f"the sweep file {file} cannot be read: {error}") from error
         except tomllib.TOMLDecodeError as error:
@@ -151,6 +153,7 @@ class _Reader:
         for table in TABLES:
             if not isinstance(self.raw.get(table, {}), dict):
                 self.fail(table, f"must be a table: write [{table}] and its entries below")
+        self.finite(self.raw, "")
         plugins = tuple(self.items("plugins", str, default=()))
         load(plugins)
         from .problems import PROBLEMS
@@ -209,6 +212,18 @@ class _Reader:
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 self.fail(f"[{key}]" if key else "", f"unknown key {name!r}{hint}; there are: {', '.join(known)}")
 
+    def finite(self, value: Any, key: str) -> None:
+        """No NaN nor infinity: no result could be filed under it."""
+        if isinstance(value, dict):
+            for name, x in value.items():
+                self.finite(x, f"{key}.{name}" if key else name)
+        elif isinstance(value, list):
+            for x in value:
+                self.finite(x, key)
+        elif isinstance(value, float) and not math.isfinite(value):
+            table, _, name = key.rpartition(".")
+            self.fail(f"[{table}] {name}" if table else key, f"{value!r} is no finite number")
+
     def get(self, key: str, default: Any) -> Any:
         flag = _FLAG.get(key, key)
         return self.flags[flag] if flag in self.flags else self.raw.get(key, default)
@@ -217,7 +232,8 @@ class _Reader:
         value = self.get(key, list(default))
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if not values and key != "plugins":
-            self.fail(key, "is an empty list: there would be no cell; leave it out for the default")
+            hint = "; leave it out for the default" if default else ""
+            self.fail(key, f"is an empty list: there would be no cell{hint}")
         for x in values:
             if not isinstance(x, kind) or isinstance(x, bool):
                 self.fail(key, f"{x!r} is no {_WORDS[kind]}")
@@ -238,7 +254,7 @@ class _Reader:
         value = self.get(key, default)
         if not isinstance(value, str):
             self.fail(key, f"{value!r} is no text")
-        if key == "name" and (not value or "/" in value or "\\" in value or value.startswith(".")):
+        if key == "name" and (value.startswith(".") or re.fullmatch(r"[^/\\\x00-\x1f]{1,100}", value) is None):
             self.fail(key, f"{value!r} cannot name a folder")
         return value
 
@@ -370,6 +386,8 @@ class _Reader:
         for name, value in table.items():
             if not takes(EFFORT[name], value) or value <= 0:
                 self.fail(f"[effort] {name}", f"{value!r} is no positive {'whole ' * (EFFORT[name] is int)}number")
+        if table.get("least", 0) > table.get("most", math.inf):
+            self.fail("[effort] least", f"{table['least']} is more than most = {table['most']}")
         return dict(table)
 
     def check(self, grid: Grid) -> None:

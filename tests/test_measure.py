@@ -294,3 +294,25 @@ def test_changed_code_is_another_cell(tmp_path: Path) -> None:
         versions += [code_version(module.Mine()), code_version(module.Mine())]
     assert versions[0] == versions[1] != versions[2] == versions[3]
     assert code_version(SAMA()) == code_version((SAMA(), Unroll()))
+
+
+def test_changed_code_that_a_problem_imports_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The readers of data sets, say, or a problem that is made from another."""
+    package = tmp_path / "of_mine"
+    package.mkdir()
+    for name, text in (
+        ("__init__", ""),
+        ("problem", "from .reader import read\ndef make():\n    return read()\n"),
+        ("reader", "from . import deep\ndef read():\n    return deep.X\n"),
+        ("deep", "X = 1\n"),
+        ("stranger", ""),
+    ):
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    make = importlib.import_module("of_mine.problem").make
+    versions = [code_version(SAMA(), make)]
+    for name in ("stranger", "deep", "reader"):
+        (package / f"{name}.py").write_text((package / f"{name}.py").read_text() + "# edited\n")
+        versions.append(code_version(SAMA(), make))
+    assert versions[0] == versions[1]
+    assert len(set(versions)) == 3
