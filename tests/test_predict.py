@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plan
+from benchmarks import meta_cells, plan
 from benchmarks.cells import AUTOCAST, Cell
 from benchmarks.cli import main
 from benchmarks.commands.prediction import size
 from benchmarks.measure.of_meta_step import memory_of
 from benchmarks.measure.predict import Count, count, extended, predict, without_values
 from benchmarks.measure.split import CATEGORIES, Memory
-from benchmarks.meta_step import MetaStep, PlainTraining, settled
+from benchmarks.meta_step import MetaStep, PlainTraining, copied, settled
 from benchmarks.workloads import WORKLOADS, Workload, with_autocast
 from estimators import CG, FixedPoint, Implicit, Outcome, Unroll, estimate, per_stage, registry, tree
 
@@ -32,7 +32,7 @@ def made(name: str, unroll: int, values: bool) -> Workload:
 
 
 def measured(workload: Workload, estimator: object) -> Memory:
-    step = MetaStep(workload, estimator, settled(workload))  # type: ignore[arg-type]
+    step = MetaStep(workload, estimator, copied(settled(workload)), onward=True)  # type: ignore[arg-type]
     step()
     return memory_of(step)
 
@@ -75,6 +75,22 @@ def test_of_a_cell(name: str, dtype: str) -> None:
     assert found.plain_peak_bytes == memory_of(plain).peak
     assert found.parameters == tree.size(workload.problem.start)  # type: ignore[arg-type]
     assert found.counted
+
+
+@pytest.mark.parametrize("name", ["sama", "neumann", "t1t2", "unroll-truncated"])
+def test_a_row_says_what_was_predicted(name: str) -> None:
+    """The very figures of the row that a sweep writes of the cell."""
+    cell = Cell(
+        kind="meta", estimator=name, problem="mlp_decay", dtype="float32", settings={"unroll": 4, "width": 8},
+        fields=FEWER.get(name, {}),
+    )  # fmt: skip
+    bench = meta_cells.bench_of(cell, meta_cells.workload_of(cell), {"budget": 0.01, "least": 1, "most": 1})
+    meta_cells.enter(bench, cell)
+    bench.time()
+    row = meta_cells.content(bench, cell)["memory"]
+    found = predict(cell)
+    assert (found.peak_bytes, found.plain_peak_bytes) == (row["peak_bytes"], row["plain_peak_bytes"])
+    assert dict(found.split) == row["split"]
 
 
 @pytest.mark.parametrize("estimator", [Unroll(checkpoint=3), Unroll(last=2), Implicit(FixedPoint(steps=20, lr=0.01))])

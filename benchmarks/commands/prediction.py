@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 PARTS = ("parameters", "slots", "recorded", "graph", "buffers")
 """Of the split, those that are shown; the others are small."""
+
+ALONE = 4
+"""Cells from which on it is worth starting processes, each of which imports torch."""
 
 
 def show_predictions(todo: Sequence[Cell], limit: int | None) -> int:
@@ -29,12 +35,11 @@ def show_predictions(todo: Sequence[Cell], limit: int | None) -> int:
         Exit status: 1 if a prediction failed.
     """
     from ..listing import plain_console
-    from ..measure.predict import predict
 
-    found = []
-    for i, cell in enumerate(todo, 1):
-        print(f"[{i}/{len(todo)}] {cell.label}", file=sys.stderr, flush=True)
-        found.append((cell, predict(cell)))
+    begin, found = time.perf_counter(), []
+    for i, (cell, prediction) in enumerate(zip(todo, _predictions(todo), strict=True), 1):
+        print(f"[{i}/{len(todo)}] {prediction.seconds:.0f} s {cell.label}", file=sys.stderr, flush=True)
+        found.append((cell, prediction))
     console = plain_console()
     console.print(_table(found, limit))
     for note in dict.fromkeys(p.note for _, p in found if p.note):
@@ -44,10 +49,24 @@ def show_predictions(todo: Sequence[Cell], limit: int | None) -> int:
             console.print(f"{escape(cell.label)}: {p.status}: {escape(p.reason)}")
     verdicts = [p.fits(_limit(cell, limit)) for cell, p in found]
     console.print(
-        f"{len(found)} cells in {sum(p.seconds for _, p in found):.0f} s: {verdicts.count(True)} fit, {verdicts.count(False)} do not, "
+        f"{len(found)} cells in {time.perf_counter() - begin:.0f} s: {verdicts.count(True)} fit, {verdicts.count(False)} do not, "
         f"{verdicts.count(None)} unknown. Live tensor bytes of one meta step; a kernel's scratch and torch itself come on top."
     )
     return int(any(p.status == "failed" for _, p in found))
+
+
+def _predictions(todo: Sequence[Cell]) -> Iterator[Prediction]:
+    """In order; by as many processes as there are cores, since it is nothing but Python."""
+    from ..measure.predict import predict
+    from ..plugins import LOADED, load
+
+    if len(todo) < ALONE:
+        yield from map(predict, todo)
+        return
+    workers = min(os.cpu_count() or 1, len(todo))
+    context = multiprocessing.get_context("spawn")  # torch has its threads by now: a fork could hang
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=load, initargs=(tuple(LOADED),)) as pool:
+        yield from pool.map(predict, todo)
 
 
 def _table(found: Sequence[tuple[Cell, Prediction]], limit: int | None) -> Table:

@@ -55,8 +55,8 @@ class Prediction:
         peak_bytes: as `memory_of` gives it.
         plain_peak_bytes: the same of plain training.
         split: what the peak is made of.
-        held_bytes: what a measurement holds beside: the workload itself (first weights, data), and the model that is
-            trained plainly.
+        held_bytes: what a measurement holds beside: the workload itself (first weights, data), the state that timed steps
+            start from, and the model that is trained plainly.
         parameters: scalars of theta.
         counted: lengths, in steps or in products of a solver, at which bytes were counted, where what was asked for is
             longer; empty if it was counted itself.
@@ -139,7 +139,7 @@ class Count:
 
 def count(workload: Workload, estimator: Estimator, *, kernel: Kernel = "best") -> Count:
     """Of a workload that was made without values (see `without_values`), inside the same context."""
-    step = _Told(workload, estimator, _state(workload), kernel=kernel)
+    step = _Told(workload, estimator, _state(workload), kernel=kernel, onward=True)
     step.warm()
     memory = memory_of(step)
     return Count(memory.split, Outcome.UNREAD in step.outcomes)
@@ -233,6 +233,7 @@ def _predicted(cell: Cell) -> Prediction:
             raise NotApplicableError(refused)
         (estimator,) = per_stage(_with_fields(entry.estimator, cell.fields), 1)
         state = _state(workload)
+        in_state = sum(map(tree.nbytes, [state.params, *state.slots.values()]))
         steps, tail = workload.stage.steps, estimator.tail
         every = getattr(estimator, "every", 1)
         whole = every >= steps or tail == 0
@@ -241,7 +242,7 @@ def _predicted(cell: Cell) -> Prediction:
         def of_steps(estimator: Estimator) -> Count:
             found, lengths["steps"] = extended(
                 lambda n: count(_of_length(workload, n), estimator, kernel=kernel), steps, 2 if tail is None else tail + 1,
-                1 if whole else every, sum(map(tree.nbytes, [state.params, *state.slots.values()])),
+                1 if whole else every, in_state,
             )  # fmt: skip
             return found
 
@@ -256,7 +257,7 @@ def _predicted(cell: Cell) -> Prediction:
         peak_bytes=found.peak,
         plain_peak_bytes=plain[0],
         split=found.split,
-        held_bytes=held + plain[1],
+        held_bytes=held + in_state + plain[1],
         parameters=tree.size(state.params),
         counted={what: ns for what, ns in lengths.items() if ns},
         note=note,
