@@ -203,6 +203,16 @@ def write_json(path: Path, content: Any) -> None:
         raise
 
 
+def unwritable(out: Path) -> str | None:
+    """Why results cannot be written to ``out``, which is made if it is not there; None if they can."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return None
+    except OSError as error:
+        return f"nothing can be written to {out}: {error.strerror or error}"
+
+
 def finished(cell: Cell, out: Path) -> str | None:
     """Status of a result that is already there and belongs to exactly this cell, else None."""
     try:

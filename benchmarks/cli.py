@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -30,6 +31,9 @@ Command = (
     | Annotated[Table, subcommand("table")]
     | Annotated[Figures, subcommand("figures")]
 )
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Troubles of a disk: no fault of the program's, whose traceback would tell nothing."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -63,3 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hypergradbench: interrupted; what is finished is kept, run again to go on", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"hypergradbench: {error}; what is finished is kept, run again to go on", file=sys.stderr)
+        return 1

@@ -39,7 +39,7 @@ if [[ -z $device ]]; then
     [[ $device == cuda ]] || echo "gpu.sh: torch sees no GPU here: tiny sizes on the CPU, whose figures are no GPU's"
 fi
 [[ $device == cuda* || ${#sizes[@]} -gt 0 ]] || sizes=(tiny)
-mkdir -p "$out"
+mkdir -p "$out" && [[ -w $out ]] || { echo "gpu.sh: cannot write to $out" >&2; exit 2; }
 
 # The whole time, of which the last 30 s are for tables and figures; Table 8 may take 60 % of the rest.
 deadline=$((minutes * 60 - 30))

@@ -37,8 +37,10 @@ def load(plugins: Sequence[str]) -> None:
 
 def _load_file(path: Path) -> None:
     name = f"hypergradbench_plugin_{path.stem}"
-    if name in sys.modules:
-        return
+    while name in sys.modules:
+        if sys.modules[name].__file__ == str(path):
+            return
+        name += "_"  # another folder's
     if not path.is_file():
         raise ModuleNotFoundError(f"no file {path.name} to load as a plugin")
     spec = importlib.util.spec_from_file_location(name, path)

@@ -116,7 +116,7 @@ def measured(cell: Cell, effort: Mapping[str, Any]) -> dict[str, Any]:
         store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         orders = {
             "cell": cell.config, "effort": dict(effort), "plugins": LOADED, "port": store.port, "parent": os.getpid(),
-            "result": str(result),
+            "result": str(result), "threads": torch.get_num_threads(),
         }  # fmt: skip
         team = _Team(cell.workers, orders)
         try:
@@ -141,7 +141,8 @@ class _Team:
     """The processes of one cell."""
 
     def __init__(self, world: int, orders: Mapping[str, Any]) -> None:
-        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        threads = str(orders["threads"])
+        env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.said: list[IO[str]] = []
         self.ranks: list[subprocess.Popen[str]] = []
@@ -210,7 +211,7 @@ def rank(orders: Mapping[str, Any]) -> None:
     from .workloads import of_rank
 
     cell, number = Cell(**orders["cell"]), orders["rank"]
-    torch.set_num_threads(1)
+    torch.set_num_threads(orders["threads"])
     load(orders["plugins"])
     store = dist.TCPStore(HOST, orders["port"], is_master=False, timeout=PATIENCE, wait_for_workers=False)
     try:

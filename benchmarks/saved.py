@@ -53,10 +53,11 @@ def load(out: Path) -> list[dict[str, Any]]:
     found = []
     for file in folder(out).glob("*.json"):
         try:
-            found.append(json.loads(file.read_text()))
-        except (OSError, ValueError):
+            content = json.loads(file.read_text())
+            found.append((content["began"], file.name, content))
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-    return sorted(found, key=lambda c: c["began"])
+    return [content for *_, content in sorted(found, key=lambda entry: entry[:2])]
 
 
 def _version() -> str | None:

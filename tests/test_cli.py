@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from benchmarks.cells import Cell
 from benchmarks.cli import main
 from benchmarks.plan import cells
+from benchmarks.plugins import LOADED, load
 from benchmarks.problems import PROBLEMS
 from benchmarks.studies import STUDIES
 from benchmarks.sweep import Orders, split, sweep
@@ -243,3 +245,41 @@ def test_ctrl_c_stops_everything_and_blames_no_cell(tmp_path: Path) -> None:
     rows = [json.loads(f.read_text()) for f in tmp_path.glob("cells/*.json")]
     assert 0 < len(rows) < 26
     assert {r["status"] for r in rows} == {"ok"}
+
+
+@pytest.mark.parametrize("command", [["run"], ["sweep", "--estimators", "cg"]])
+def test_a_folder_that_cannot_be_written_to_is_said(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = [*command, "--problems", "weighted_ridge", "--out", str(tmp_path / "file" / "below")]
+    assert main(words) == 2
+    assert f"--out: nothing can be written to {tmp_path / 'file' / 'below'}: Not a directory" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("benchmarks.saved.save", full)
+    words = ["sweep", "--estimators", "cg", "--problems", "weighted_ridge", "--out", str(tmp_path)]
+    assert main(words) == 1
+    assert "No space left on device; what is finished is kept" in capsys.readouterr().err
+
+
+def test_plugins_of_one_name_in_two_folders_are_both_loaded(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same_name.py").write_text(
+            f"import sys\nsys.modules.setdefault('loaded_by_test', []).append({name!r})\n"
+        )
+    files = [str(tmp_path / name / "same_name.py") for name in ("a", "b", "a")]
+    try:
+        load(files)
+        assert sys.modules["loaded_by_test"] == ["a", "b"]  # type: ignore[comparison-overlap]
+    finally:
+        for name in ("loaded_by_test", "hypergradbench_plugin_same_name", "hypergradbench_plugin_same_name_"):
+            sys.modules.pop(name, None)
+        LOADED[:] = [x for x in LOADED if x not in files]

@@ -79,6 +79,31 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path, monkeypatch: pytest.Mo
         del registry._entries["doomed"]
 
 
+THREADS = """
+import os, torch
+from estimators import Claim, Direct, registry
+
+class Counting(Direct):
+    def pullback(self, *args):
+        raise RuntimeError(f"{torch.get_num_threads()} threads, told {os.environ['OMP_NUM_THREADS']}")
+
+registry.register("counting", Counting(), Claim(of="nothing", citation="a test", target="direction", control=True))
+"""
+
+
+def test_ranks_have_as_many_threads_as_the_row_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "counting.py"
+    plugin.write_text(THREADS)
+    monkeypatch.setattr("benchmarks.ranks.LOADED", [str(plugin)])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RankError, match="2 threads, told 2"):
+            measured(cell("counting", workers=1), QUICK)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_uneven_share_is_refused() -> None:
     with pytest.raises(RankError, match="cannot be dealt out"):
         measured(cell("sama", workers=2, batch=15), QUICK)

@@ -141,3 +141,7 @@ def test_show_refuses_folders_without_results(tmp_path: Path, capsys: pytest.Cap
     assert show(Show(tmp_path / "nothing")) == 2
     assert show(Show(tmp_path)) == 1
     assert "no sweep was saved" in capsys.readouterr().err
+    (tmp_path / "sweeps").mkdir()
+    for name, text in (("empty", "{}"), ("list", "[]"), ("half", '{"began": ')):  # nothing of ours, or damaged
+        (tmp_path / "sweeps" / f"{name}.json").write_text(text)
+    assert show(Show(tmp_path)) == 1

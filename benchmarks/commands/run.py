@@ -104,6 +104,7 @@ def run(command: Run) -> int:
 
 
 def _check(command: Run) -> None:
+    from ..cells import unwritable
     from ..devices import absent, misnamed
     from ..plan import UnknownName
 
@@ -116,3 +117,5 @@ def _check(command: Run) -> None:
         raise UnknownName("--seeds and --conds must not be empty, and condition numbers are finite and at least 1")
     if command.out.exists() and not command.out.is_dir():
         raise UnknownName(f"--out {command.out} is a file: name a folder")
+    if wrong := unwritable(command.out):
+        raise UnknownName(f"--out: {wrong}")

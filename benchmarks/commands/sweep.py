@@ -141,8 +141,9 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
     """
     begin = time.perf_counter()
     from .. import locks, saved
-    from ..cells import finished
+    from ..cells import finished, unwritable
     from ..executors import choose
+    from ..grid import SweepError
     from ..isolated import Orders
     from ..progress import Progress
     from ..sweep import sweep as run_cells
@@ -154,6 +155,8 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
 
             return show_predictions(todo, grid.memory)
         executor = choose(grid, out, jobs=command.jobs or 1, disturbed=command.allow_disturbed_timing)
+        if wrong := unwritable(out):
+            raise SweepError(f"--out: {wrong}")
     except (ValueError, ImportError) as error:
         print(f"hypergradbench: {error}", file=sys.stderr)
         return 2
