@@ -78,6 +78,11 @@ def changed(at, to):
         (IMAGES, lambda x: x[:-1], r"train-images.* 6 x 4 x 5 bytes and is truncated \(119 read\)"),
         (LABELS, lambda x: x + b"\0", r"train-labels.* 6 bytes and is longer"),
         (IMAGES, lambda x: x[:9], "ends within its header"),
+        (
+            IMAGES,
+            lambda _: struct.pack(">BBBB3I", 0, 0, 8, 3, 0, 2**32 - 1, 2**32 - 1),
+            "says that it holds 0 x 42.*, none",
+        ),
         (LABELS, lambda _: idx_bytes(np.zeros(5)), "6 images but train-labels-idx1-ubyte 5 labels"),
         (IMAGES, lambda x: gzip.compress(x)[:-12], "train-images-idx3-ubyte cannot be unpacked.*truncated or damaged"),
         (IMAGES, lambda x: changed(30, b"\xff\xff\xff")(gzip.compress(x)), "cannot be unpacked"),
@@ -117,7 +122,11 @@ def test_folders_that_are_no_idx_set_are_refused(tmp_path):
         read_idx_folder(tmp_path)
     (tmp_path / LABELS).write_bytes(idx_bytes(np.zeros(0)))
     (tmp_path / IMAGES).write_bytes(idx_bytes(np.zeros((0, 4, 5))))
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match=f"{IMAGES} says that it holds 0 x 4 x 5 bytes, none"):
+        read_idx_folder(tmp_path)
+    (tmp_path / IMAGES).unlink()
+    (tmp_path / IMAGES).mkdir()
+    with pytest.raises(DataError, match=f"{IMAGES} is no file"):
         read_idx_folder(tmp_path)
 
 
@@ -125,7 +134,10 @@ def test_folders_that_are_no_idx_set_are_refused(tmp_path):
 
 
 def number(n):
-    return b"J" + struct.pack("<i", n)
+    if abs(n) < 2**31:
+        return b"J" + struct.pack("<i", n)
+    content = n.to_bytes(n.bit_length() // 8 + 1, "little")
+    return b"\x8b" + struct.pack("<i", len(content)) + content
 
 
 def string(s):
@@ -231,6 +243,16 @@ def test_only_the_names_of_arrays_are_known(tmp_path, names):
 
 IMAGES_3, LABELS_3 = numbers(3, 3072), [1, 2, 3]
 
+NESTED = b"N" + b"2\x86" * 60
+"""None in 60 pairs, each of the one before twice: 2^60 steps to hash it, or to print it."""
+
+
+def with_shape(shape):
+    content = cifar_bytes(IMAGES_3, LABELS_3)
+    given = b"(" + number(3) + number(3072) + b"t"
+    assert content.count(given) == 1
+    return content.replace(given, shape)
+
 
 @pytest.mark.parametrize(
     ("content", "says"),
@@ -250,6 +272,15 @@ IMAGES_3, LABELS_3 = numbers(3, 3072), [1, 2, 3]
         (cifar_bytes(IMAGES_3, [1, 2, 10]), "from 1 to 10, expected 0 to 9"),
         (cifar_bytes(IMAGES_3, [-1, 2, 3]), "from -1 to 3"),
         (pickle.dumps({b"data": IMAGES_3, b"labels": ["1", "2", "3"]}, protocol=3), "no list of whole numbers"),
+        (cifar_bytes(IMAGES_3, [1, 2, 10**5000]), "no list of whole numbers"),
+        (with_shape(NESTED), "the shape of b'data' is none"),
+        (with_shape(b"N" + b"\x85" * 10_000), "the shape of b'data' is none"),
+        (with_shape(b"\x8b" + struct.pack("<i", 5000) + b"\x7f" * 5000 + b"\x85"), "the shape of b'data' is none"),
+        *(
+            (b"\x80\x04" + begin + NESTED + end + b".", "builds what no CIFAR file does")
+            for begin, end in ((b"}", b"Ns"), (b"}(", b"Nu"), (b"(", b"Nd"), (b"\x8f(", b"\x90"), (b"(", b"\x91"))
+        ),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".", "builds what no CIFAR file does"),
         (b"\x80\x02Ppersistent\n.", "cannot be read|refers to objects outside"),
     ],
 )

@@ -77,6 +77,9 @@ def test_words_are_hashed_to_the_same_ids_everywhere() -> None:
     ids = hashed(["To be, TO", "", "to " * 9], length=7, first=104, vocabulary=512, begin=101, end=102, pad=0)
     to, be, comma = (104 + crc32(w) % 408 for w in (b"to", b"be", b","))
     assert len({to, be, comma}) == 3
+    # half of a pair, which JSON can hold and UTF-8 cannot
+    half = hashed(["\ud800x"], length=4, first=104, vocabulary=512, begin=101, end=102, pad=0)
+    assert half.shape == (1, 4)
     assert ids.tolist() == [
         [101, to, be, comma, to, 102, 0],
         [101, 102, 0, 0, 0, 0, 0],
@@ -147,9 +150,10 @@ def test_texts_without_a_vote_are_left_out(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"label": None}, r"train\.json, example '1': has no 'label', only \['data', 'weak_labels'\]"),
+        ({"label": None}, r"train\.json, example '1': has no 'label', only data, weak_labels: is it"),
+        ({"label": None} | {f"{i}{'x' * 100}": 0 for i in range(9)}, r"only 0x{79}, (\dx{79}, ){5}\.\.\.: is it"),
         ({"weak_labels": None}, "example '1': has no 'weak_labels'"),
-        ({"data": {"feature": [1.0]}}, r"data hold no text \(\['feature'\]\): only text classification sets"),
+        ({"data": {"feature": [1.0]}}, r"data hold no text \(feature\): only text classification sets"),
         ({"data": "bare"}, r"data hold no text \(str\)"),
         ({"label": 3}, "its label is 3, not one of the 3 classes"),
         ({"label": [0, 1]}, "sequence tagging"),
@@ -176,12 +180,13 @@ def test_a_wrong_entry_is_named(copy: Path, fields: dict[str, Any], message: str
         ),
         ("label.json", None, r"has no label\.json"),
         ("valid.json", '{"0": ', r"valid\.json: is no JSON \(.*\): is the copy complete\?"),
+        ("valid.json", '{"0": ' + "9" * 5000 + "}", r"valid\.json: is no JSON \(Exceeds the limit"),
         ("valid.json", "[]", r"valid\.json: holds a list, not \{id: example\}"),
         ("valid.json", "{}", r"valid\.json: holds no example"),
         ("train.json", '{"0": 5}', r"train\.json, example '0': is int, not"),
-        ("label.json", '{"a": "b"}', r"label\.json: the classes are \['a'\], not \"0\", \"1\""),
+        ("label.json", '{"a": "b"}', r"label\.json: the classes are a, not \"0\", \"1\""),
         ("label.json", '{"0": "a"}', "two at least"),
-        ("label.json", '{"0": "a", "2": "b"}', r"the classes are \['0', '2'\]"),
+        ("label.json", '{"0": "a", "2": "b"}', r"the classes are 0, 2, not"),
     ],
 )
 def test_a_wrong_file_is_named(copy: Path, name: str, content: str | None, message: str) -> None:

@@ -1,16 +1,17 @@
 """CIFAR-10 and CIFAR-100 as distributed for Python: pickles, read without running anything that is in them.
 
 A pickle is a program. The unpickler here knows three names, those by which NumPy arrays are written, and even these
-stand for inert records of what was written; any other name is refused. The array is then made of the recorded bytes.
+stand for inert records of what was written; any other name is refused, and so are keys other than text, since a nested
+tuple of a hundred bytes can take a century to hash. The array is then made of the recorded bytes.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from .images import LabelledImages
 
 READS = "a CIFAR folder for Python: cifar-10-batches-py (data_batch_1 to data_batch_5) or cifar-100-python (train)"
 SIDE = 32
+LARGEST = 2**31 - 1
+"""A number beyond is no size and no label, and may be too long to print."""
 SETS = {
     "CIFAR-10": (tuple(f"data_batch_{i}" for i in range(1, 6)), b"labels", 10),
     "CIFAR-100": (("train",), b"fine_labels", 100),
@@ -50,7 +53,13 @@ class _Type:
         """Byte order and fields: bytes have neither."""
 
 
-class _Restricted(pickle.Unpickler):
+_STEPS: dict[int, Callable[[Any], None]] = {**pickle._Unpickler.dispatch}
+"""What an opcode does."""
+
+
+class _Restricted(pickle._Unpickler):
+    """Derived from the unpickler that is written in Python: what it does to a dict can be looked at before it is done."""
+
     NAMES: Mapping[tuple[str, str], type] = {
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy._core.multiarray", "_reconstruct"): _Array,
@@ -68,6 +77,35 @@ class _Restricted(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise DataError("refers to objects outside of it, which no CIFAR file does: fetch the set anew")
+
+    stack: list[Any]
+
+    def refuse(self) -> NoReturn:
+        raise DataError("builds what no CIFAR file does, such as a dict whose keys are no text. Fetch it anew")
+
+    def set_item(self) -> None:
+        self.keyed(pickle.SETITEM, self.stack[-2:-1])
+
+    def set_items(self) -> None:
+        self.keyed(pickle.SETITEMS, self.stack[::2])  # all since the mark
+
+    def make_dict(self) -> None:
+        self.keyed(pickle.DICT, self.stack[::2])
+
+    def keyed(self, opcode: bytes, keys: list[Any]) -> None:
+        if not all(isinstance(k, bytes | str) for k in keys):
+            self.refuse()
+        _STEPS[opcode[0]](self)
+
+    dispatch: ClassVar[Any] = _STEPS | {
+        pickle.SETITEM[0]: set_item,
+        pickle.SETITEMS[0]: set_items,
+        pickle.DICT[0]: make_dict,
+        # others that hash, and one that takes as much memory as a number in the file says
+        pickle.ADDITEMS[0]: refuse,
+        pickle.FROZENSET[0]: refuse,
+        pickle.BYTEARRAY8[0]: refuse,
+    }
 
 
 def read_cifar(data: str | Path) -> LabelledImages:
@@ -114,7 +152,9 @@ def _images(file: str, array: Any) -> NDArray[np.uint8]:
     if not isinstance(array, _Array) or not isinstance(array.dtype, _Type) or array.dtype.code not in ("u1", b"u1"):
         raise DataError(f"{file}: b'data' is no array of bytes, {expected}. Fetch it anew")
     shape = array.shape
-    if not (isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
+    if not (isinstance(shape, tuple) and all(type(n) is int and 0 <= n <= LARGEST for n in shape)):
+        raise DataError(f"{file}: the shape of b'data' is none, {expected}. Fetch it anew")
+    if len(shape) != 2 or not all(shape):
         raise DataError(f"{file}: b'data' has the shape {shape}, {expected}. Fetch it anew")
     if shape[1] != 3 * SIDE * SIDE or not isinstance(array.content, bytes) or len(array.content) != prod(shape):
         size = len(array.content) if isinstance(array.content, bytes) else "no"
@@ -126,7 +166,7 @@ def _images(file: str, array: Any) -> NDArray[np.uint8]:
 
 def _labels(file: str, content: dict[bytes, Any], key: bytes, classes: int) -> NDArray[np.int64]:
     labels, count = content[key], content[b"data"].shape[0]
-    if not isinstance(labels, list) or not all(type(x) is int for x in labels):
+    if not isinstance(labels, list) or not all(type(x) is int and abs(x) <= LARGEST for x in labels):
         raise DataError(f"{file}: {key!r} is no list of whole numbers. Fetch it anew")
     if len(labels) != count:
         raise DataError(f"{file} holds {count} images but {len(labels)} labels. Fetch it anew")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 SHOWN = 6
-"""Entries of a folder that a message lists."""
+"""Names that a message lists."""
 
 
 class DataError(ValueError):
@@ -37,7 +38,13 @@ def origin(name: str, folder: Path) -> str:
 
 def contents(folder: Path) -> str:
     """What a folder holds, for messages: "it is empty" or "it holds a, b, c, ..."."""
-    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    names = [p.name + "/" * p.is_dir() for p in folder.iterdir()]
     if not names:
         return "it is empty"
-    return f"it holds {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+    return f"it holds {shown(names)}"
+
+
+def shown(names: Iterable[str]) -> str:
+    """The first of them in order, for messages: "a, b, c, ..."."""
+    first = sorted(names)
+    return ", ".join(x[:80] for x in first[:SHOWN]) + ", ..." * (len(first) > SHOWN)

@@ -31,8 +31,10 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         dimensions: how many the array must have.
 
     Raises:
-        DataError: no idx file, of another type or number of dimensions, or shorter or longer than it says.
+        DataError: no idx file, of another type or number of dimensions, empty, or shorter or longer than it says.
     """
+    if not path.is_file():
+        raise DataError(f"{path.name} is no file: put the set's own under this name")
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     try:
@@ -52,6 +54,10 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             if len(sizes) < 4 * dimensions:
                 raise DataError(f"{path.name} ends within its header: it is truncated. Fetch it anew")
             shape = struct.unpack(f">{dimensions}I", sizes)
+            if not all(shape):
+                raise DataError(
+                    f"{path.name} says that it holds {' x '.join(map(str, shape))} bytes, none: give a set that has some"
+                )
             content = _at_most(file, prod(shape) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
@@ -79,7 +85,7 @@ def read_idx_folder(data: str | Path) -> LabelledImages:
 
     Raises:
         DataError: no such folder, not exactly one training set in it, labels missing, or as `read_idx`; images and
-            labels differ in number, or there are none.
+            labels differ in number.
     """
     folder = opened(data, READS)
     found: dict[str, Path] = {}
@@ -105,8 +111,6 @@ def read_idx_folder(data: str | Path) -> LabelledImages:
             f"{path.name} holds {len(images)} images but {labels_at[0].name} {len(labels)} labels: they are of different "
             "sets. Fetch both anew"
         )
-    if not images.size:
-        raise DataError(f"{path.name} holds no image ({' x '.join(map(str, images.shape))}): give a set that has some")
     return LabelledImages(
         origin(f"idx set '{name}'", folder), images[:, None], labels.astype(np.int64), int(labels.max()) + 1
     )

@@ -28,7 +28,7 @@ def hashed(texts: Sequence[str], *, length: int, first: int, vocabulary: int, be
 
     def ids(text: str) -> list[int]:
         words = _WORD.findall(text.lower())[: length - 2]
-        known = [first + crc32(w.encode()) % (vocabulary - first) for w in words]
+        known = [first + crc32(w.encode(errors="surrogatepass")) % (vocabulary - first) for w in words]
         return [begin, *known, end, *[pad] * (length - 2 - len(known))]
 
     return torch.tensor([ids(text) for text in texts])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .folder import DataError, contents, opened, origin
+from .folder import DataError, contents, opened, origin, shown
 
 ABSTAIN = -1
 LAYOUT = "train.json, valid.json and label.json of a WRENCH text classification set, such as datasets/agnews"
@@ -76,7 +76,7 @@ def _classes(path: Path) -> list[str]:
         names = {}
     if len(names) < 2 or sorted(names) != list(range(len(names))):
         raise DataError(
-            f'{path}: the classes are {sorted(found)}, not "0", "1" and so on, two at least: a label.json of WRENCH holds '
+            f'{path}: the classes are {shown(found)}, not "0", "1" and so on, two at least: a label.json of WRENCH holds '
             '{"0": "name", "1": "name"}'
         )
     return [names[i] for i in range(len(names))]
@@ -88,7 +88,7 @@ def _split(path: Path, classes: int) -> Split:
         text, label, votes = _fields(example, f"{path}, example {key!r}")
         if type(label) is not int or not 0 <= label < classes:
             raise DataError(
-                f"{path}, example {key!r}: its label is {label!r}, not one of the {classes} classes of label.json (sets for "
+                f"{path}, example {key!r}: its label is {str(label)[:80]}, not one of the {classes} classes of label.json (sets for "
                 "sequence tagging are not read)"
             )
         if not isinstance(votes, list) or not all(type(v) is int and ABSTAIN <= v < classes for v in votes):
@@ -111,13 +111,13 @@ def _fields(example: Any, where: str) -> tuple[str, Any, Any]:
     missing = [k for k in ("label", "weak_labels", "data") if k not in example]
     if missing:
         raise DataError(
-            f"{where}: has no {' and no '.join(map(repr, missing))}, only {sorted(example)}: is it a file of WRENCH?"
+            f"{where}: has no {' and no '.join(map(repr, missing))}, only {shown(example)}: is it a file of WRENCH?"
         )
     data = example["data"]
     text = data.get("text") if isinstance(data, dict) else None
     if not isinstance(text, str):
         raise DataError(
-            f"{where}: its data hold no text ({sorted(data) if isinstance(data, dict) else type(data).__name__}): only text "
+            f"{where}: its data hold no text ({shown(data) if isinstance(data, dict) else type(data).__name__}): only text "
             "classification sets can be read, such as agnews, imdb, yelp, trec, youtube, sms"
         )
     return text, example["label"], example["weak_labels"]
@@ -128,7 +128,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path.parent} has no {path.name}, {contents(path.parent)}: give a folder that holds {LAYOUT}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: of syntax, of encoding, or a number of thousands of digits
         raise DataError(f"{path}: is no JSON ({error}): is the copy complete?") from error
     if not isinstance(found, dict):
         raise DataError(
