@@ -232,6 +232,7 @@ def _child(
     done: set[str] = set()
     culprit: Cell | None = None
     where: dict[str, Any] | None = None
+    before = 0  # bytes on its standard error that other cells put there
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, *WORKER],
@@ -259,6 +260,7 @@ def _child(
                 else:
                     culprit = cell
                 where = event.pop("environment", where)
+                before = event.pop("said", before)
                 watch.turn(culprit.id if culprit is not None else None)
                 if name != "at":
                     tell(name, cell, event)
@@ -270,7 +272,7 @@ def _child(
                 process.stdin.close()
             code, rss = _reap(process, children, watch)
             process.stdout.close()
-        errors.seek(max(0, errors.seek(0, os.SEEK_END) - 4000))
+        errors.seek(max(before, errors.seek(0, os.SEEK_END) - 4000))
         said = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
     verdict = failures.of_exit(code, late=watch.late, limit=orders.timeout, said=said)
     return done, culprit, Death(verdict, where, watch.spent(culprit.id) if culprit is not None else None, rss)

@@ -59,7 +59,7 @@ class Desk:
         where = self._where(cell)
         cell.file(self.out).unlink(missing_ok=True)
         self._turn(cell)
-        self.say("start", cell, {"environment": where})
+        self.say("start", cell, {"environment": where, "said": _said()})
 
     def _where(self, cell: Cell) -> dict[str, Any]:
         return _environment(cell.device, cell.dtype) | self.marks | {"load_average": _load()}
@@ -67,7 +67,7 @@ class Desk:
     def at(self, cell: Cell) -> None:
         """Work goes on with ``cell``, begun before."""
         self._turn(cell)
-        self.say("at", cell, {})
+        self.say("at", cell, {"said": _said()})
 
     def done(self, cell: Cell, content: dict[str, Any]) -> None:
         """``cell`` is measured."""
@@ -196,6 +196,11 @@ def _environment(device: str, dtype: str) -> dict[str, Any]:
 
 def _load() -> list[float] | None:
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def _said() -> int:
+    """Bytes on standard error until now: what comes after them is the next cell's."""
+    return os.fstat(2).st_size
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import cells, locks
 from benchmarks.cells import Cell
+from benchmarks.cli import main
 from benchmarks.commands.show import Show, show
 from benchmarks.executors import choose
 from benchmarks.executors.base import lost
@@ -128,6 +129,9 @@ def test_a_missing_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytes
         (lambda: {"executor": "slurm", "slurm": {"cluster": "debug", "partitio": 1}}, "submitit refuses"),
         (lambda: {"executor": "slurm", "slurm": {"cluster": "local"}}, "--jobs 2"),
         (lambda: {"executor": "ray", "ray": {"gpus": 1}}, "unknown key 'gpus'; there are: address"),
+        (lambda: {"executor": "ray", "ray": {"num_cpus": "two"}}, r"\[ray\] num_cpus: 'two' is no number"),
+        (lambda: {"executor": "ray", "ray": {"num_gpus": -1}}, r"\[ray\] num_gpus: -1 is no number of at least 0"),
+        (lambda: {"executor": "ray", "ray": {"resources": 3}}, r"\[ray\] resources: 3 is no table"),
         (lambda: {"executor": "ray", "devices": ("cuda:1",)}, "leave the index out"),
     ],
 )
@@ -135,6 +139,19 @@ def test_wrong_settings_of_executors(make: Callable[[], dict], words: str, tmp_p
     grid = Grid(name="x", estimators=("sama",), problems=("log_ridge",), **make())
     with pytest.raises(SweepError, match=words):
         choose(grid, tmp_path, jobs=2, disturbed=False)
+
+
+def test_a_cluster_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nobody(**_: object) -> None:
+        raise ConnectionError("nobody answers at 127.0.0.1:1")
+
+    monkeypatch.setattr("ray.init", nobody)
+    file = tmp_path / "far.toml"
+    file.write_text('estimators = "cg"\nproblems = "weighted_ridge"\nexecutor = "ray"\nray.address = "127.0.0.1:1"\n')
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "[ray]: Ray cannot be reached or started: nobody answers" in capsys.readouterr().err
 
 
 def test_show_refuses_folders_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -305,6 +305,33 @@ def test_a_process_that_dies_between_cells_takes_none_along(tmp_path: Path, monk
     )  # and not its limit, for which the pipe would be open
 
 
+SAID = """
+import json, os, signal, sys
+from pathlib import Path
+orders = json.loads(sys.stdin.readline())
+from benchmarks import cells
+from benchmarks.worker import Desk
+def say(event, cell, details):
+    print(json.dumps({"event": event, "id": cell.id, **details}), flush=True)
+desk = Desk(Path(orders["out"]), say)
+first, second = [cells.Cell(**config) for config in orders["cells"]]
+desk.start(first)
+print("CUDA out of memory, trying again", file=sys.stderr, flush=True)
+desk.done(first, {})
+desk.start(second)
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+@posix
+def test_what_a_cell_said_is_not_held_against_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "WORKER", ("-c", SAID))
+    todo = [cell(n) for n in range(2)]
+    isolated.run_batch(todo, Orders(out=tmp_path), lambda *_: None)
+    rows = [json.loads(c.file(tmp_path).read_text()) for c in todo]
+    assert [(r["status"], r["failure"]) for r in rows] == [("ok", None), ("failed", "crash")]
+
+
 def test_a_desk_keeps_each_cells_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: now[0])

@@ -176,8 +176,12 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
         per_process=grid.per_process, together=grid.together, plugins=grid.plugins, effort=grid.effort,
         executor=grid.executor, shares_machine=executor.shares_machine,
     )  # fmt: skip
-    with Progress(len(todo)) as progress:
-        counts = run_cells(todo, orders, progress.report, executor)
+    try:
+        with Progress(len(todo)) as progress:
+            counts = run_cells(todo, orders, progress.report, executor)
+    except SweepError as error:  # its executor cannot begin
+        print(f"hypergradbench: {error}", file=sys.stderr)
+        return 2
     seconds = time.perf_counter() - begin
     status = show_results(out, ids={c.id for c in todo}, draw=command.figures) if todo else 0
     print(

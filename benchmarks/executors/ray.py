@@ -9,9 +9,11 @@ from typing import Any
 from ..cells import Cell
 from ..grid import SweepError
 from ..isolated import Orders, Report
+from ..plan import takes
 from .base import importable, job, lost, relay
 
-SETTINGS = ("address", "num_cpus", "num_gpus", "resources")
+SETTINGS = {"address": str, "num_cpus": float, "num_gpus": float, "resources": dict}
+"""key of ``[ray]`` -> what it holds."""
 
 
 class Ray:
@@ -26,7 +28,7 @@ class Ray:
 
     Raises:
         ImportError: Ray is not installed.
-        SweepError: a setting is unknown.
+        SweepError: a setting is unknown or of the wrong type; of `run`: there is no cluster at ``address``.
     """
 
     shares_machine = True
@@ -36,9 +38,12 @@ class Ray:
             import ray
         except ImportError as error:
             raise ImportError("the executor ray needs Ray: pip install -e '.[ray]'") from error
-        for name in settings:
+        for name, value in settings.items():
             if name not in SETTINGS:
                 raise SweepError(f"[ray]: unknown key {name!r}; there are: {', '.join(SETTINGS)}")
+            if not takes(SETTINGS[name], value) or (SETTINGS[name] is float and value < 0):
+                words = {str: "text", float: "number of at least 0", dict: "table"}[SETTINGS[name]]
+                raise SweepError(f"[ray] {name}: {value!r} is no {words}")
         self._ray, self._settings, self._cuda = ray, dict(settings), cuda
 
     def run(self, batches: Sequence[Sequence[Cell]], orders: Orders, tell: Report) -> None:
@@ -49,10 +54,13 @@ class Ray:
         own = {"num_cpus": max(1, orders.jobs * options["num_cpus"])} if address is None else {"address": address}
         waiting, running = [list(b) for b in batches], dict[Any, list[Cell]]()
         with importable() as path:
-            ray.init(
-                **own, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": path}},
-            )  # fmt: skip
+            try:
+                ray.init(
+                    **own, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                    runtime_env={"env_vars": {"PYTHONPATH": path}},
+                )  # fmt: skip
+            except (ConnectionError, ValueError) as error:
+                raise SweepError(f"[ray]: Ray cannot be reached or started: {error}") from error
         task = ray.remote(max_calls=1, max_retries=0, **options)(job)
         try:
             while waiting or running:
