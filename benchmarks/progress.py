@@ -29,7 +29,7 @@ class Progress:
         self._lock = threading.Lock()
         self._console = console or Console(stderr=True, highlight=False)
         self._bar = Bar(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("starting", total=total, left="")
@@ -52,7 +52,7 @@ class Progress:
 
     def _count(self, event: str, cell: Cell, details: dict[str, Any]) -> None:
         if event == "start":
-            self._bar.update(self._task, description=escape(cell.label))
+            self._bar.update(self._task, description=escape(shortened(cell.label, self._console.width - REST)))
             return
         self.count += 1
         self._measured += event == "done"
@@ -70,6 +70,16 @@ class Progress:
             print(
                 f"[{self.count}/{self.total}] {status}{seconds} {cell.label}{reason}{left}", file=sys.stderr, flush=True
             )
+
+
+REST = 54
+"""Columns of a terminal that the bar, the counts and the times take: what is left is for the cell's label."""
+
+
+def shortened(text: str, width: int) -> str:
+    """``text`` in ``width`` columns, but at least 12."""
+    width = max(width, 12)
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def time_left(elapsed: float, measured: int, remaining: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks import cells, isolated, locks, saved
 from benchmarks.cells import Cell
 from benchmarks.cli import main
 from benchmarks.isolated import Orders
-from benchmarks.progress import time_left
+from benchmarks.progress import Progress, time_left
 from benchmarks.sweep import split, sweep
 from benchmarks.worker import Desk, groups
 from estimators import registry
@@ -409,6 +412,25 @@ def test_what_is_there_is_kept_and_failures_are_tried_again_when_told(
     names = [name for name, _ in Trial(tmp_path).measured()]
     assert sorted(names) == ["none-0", "raise-0", "raise-0"]
     assert len(saved.load(out)) == 3  # all, steady alone, and the second part
+
+
+def test_in_80_columns_a_long_label_leaves_room_for_counts_and_time() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, height=24, color_system=None)
+    long = [cell(n, fields={f"solver.of.many.words{i}": 0.5 for i in range(9)}) for n in range(1000)]
+    with Progress(len(long), console) as progress:
+        for c in long[:500]:
+            progress.report("start", c, {})
+            progress.report("done", c, {"status": "ok", "reason": None, "seconds": 1.0})
+        progress._begin -= 3600.0 * 9
+        progress.report("start", long[500], {})
+        progress.report("done", long[500], {"status": "ok", "reason": None, "seconds": 1.0})
+        progress._bar.refresh()
+    last = re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", text.getvalue())
+    (line,) = {part.rstrip() for part in last if "501/1000" in part}
+    assert line.startswith("steady(solver.of.many.wor…")
+    assert line.endswith("about 9 h left")
+    assert len(line) <= 80
 
 
 def test_time_left() -> None:
