@@ -45,6 +45,14 @@ def show(frame: pd.DataFrame, console: Console) -> None:
         "optimizer make for themselves; hyp.: hyperparameters).",
         style="dim",
     )
+    measured = rows[rows["status"] == "ok"]
+    busy = int(measured["busy"].eq(True).sum())
+    if busy:
+        console.print(
+            f"{busy} of {len(measured)} rows: the machine was busy with other work when they were timed. Bytes are exact all the same; "
+            "of the times trust the ratio before samples/s, and take both again when it is idle (--force).",
+            style="yellow",
+        )
     if any(_row_of(r) is not None for _, r in rows.iterrows()):
         console.print(
             f"T8, T9, T2: {published.CITATION}, Tables 8 (AGNews), 9 (IMDB), both relative to plain, and 2, published, on other hardware, by other code. Their "
@@ -92,10 +100,14 @@ def _figures(rows: pd.DataFrame, split: bool) -> list[str]:
     ratio = f"{middle['throughput_ratio']:.3g}"
     if len(rows) == 1:
         low, high = rows.iloc[0][["throughput_ratio_low", "throughput_ratio_high"]]
-        ratio += f" \\[{low:.2g}, {high:.2g}]" if pd.notna(low) else f" ({rows.iloc[0]['rounds']:.0f} rounds)"
+        ratio += f" \\[{low:.2g}, {high:.2g}]" if pd.notna(low) else f" ({_rounds(rows.iloc[0]['rounds'])})"
     texts = [_rate(middle["throughput"]), ratio, f"{middle['meta_step_units']:.3g}"]
     texts += [size(middle["meta_peak"]), f"{middle['memory_ratio']:.2f}"]
     return texts + (shares(rows["memory_split"].iloc[0]) if split else [])
+
+
+def _rounds(number: float) -> str:
+    return "1 round" if number == 1 else f"{number:.0f} rounds"
 
 
 def _beside(row: pd.Series) -> list[str]:

@@ -85,6 +85,7 @@ FIELDS = {
     "cuda_before": "memory.cuda.before_bytes",
     "nonfinite": "nonfinite",
     "jobs": "environment.jobs",
+    "busy": "environment.busy",
     "cpu": "environment.cpu",
     "device": "environment.device",
     "torch": "environment.torch",

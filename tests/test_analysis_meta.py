@@ -248,3 +248,39 @@ def test_nothing_is_drawn_of_failures_alone(tmp_path: Path) -> None:
     frame = load(tmp_path)
     assert throughput_memory.draw(frame) is memory_size.draw(frame) is memory_split.draw(frame) is None
     assert line(text_of(tmp_path), "cg", "10", "1")[3] == "oom"
+
+
+def test_figures_whose_points_share_their_unroll_say_which(tmp_path: Path) -> None:
+    for name, ratio, memory in (("sama", 0.8, 1.4), ("neumann", 0.4, 2.5)):
+        cells.write(cell(name, unroll=7).file(tmp_path), row(cell(name, unroll=7), ratio, memory))
+    for module in (throughput_memory, memory_split):
+        figure = module.draw(load(tmp_path))
+        assert figure is not None
+        assert figure.get_suptitle().endswith("; unroll 7")
+        words = " ".join(t.get_text() for t in figure.findobj(Text))
+        assert "u1, u2" not in words, "explains labels that are not there"
+    cells.write(cell("sama").file(tmp_path), row(cell("sama"), 0.8, 1.4))
+    figure = throughput_memory.draw(load(tmp_path))
+    assert figure is not None
+    assert not figure.get_suptitle().endswith("; unroll 7")
+    assert "u1, u2" in " ".join(t.get_text() for t in figure.findobj(Text))
+
+
+def test_rows_that_were_timed_on_a_busy_machine_are_told_of(tmp_path: Path) -> None:
+    for name, busy in (("sama", True), ("neumann", False), ("cg", None)):
+        content = row(cell(name), 0.5, 2.0)
+        content["environment"]["busy"] = busy
+        cells.write(cell(name).file(tmp_path), content)
+    assert "1 of 3 rows: the machine was busy" in text_of(tmp_path)
+
+
+def test_an_idle_machine_is_not_told_of(folder: Path) -> None:
+    assert "busy" not in text_of(folder)
+
+
+@pytest.mark.parametrize(("rounds", "words"), [(1, "(1 round)"), (5, "(5 rounds)")])
+def test_too_few_rounds_for_an_interval(tmp_path: Path, rounds: int, words: str) -> None:
+    content = row(cell("sama"), 0.5, 2.0)
+    content["throughput"] |= {"samples": rounds, "ratio_low": None, "ratio_high": None}
+    cells.write(cell("sama").file(tmp_path), content)
+    assert words in text_of(tmp_path)

@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 
 from ..style import WIDTH, order
 from .common import better, legend_below, not_shown
-from .meta import chosen, lost
+from .meta import at_one_unroll, chosen, lost
 
 PARTS = {
     "parameters": ("#332288", "", "parameters"),
@@ -52,7 +52,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     axes.grid(axis="y")
     axes.margins(x=0.02, y=0.08)
     better(axes, "down")
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(title if several else title + at_one_unroll(fine), fontsize=8)
     handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=text) for c, h, text in PARTS.values()]
     legend_below(figure, handles, 4, not_shown([*lost(rows), *others]))
     return figure

@@ -59,6 +59,12 @@ def one_setting(rows: pd.DataFrame) -> tuple[pd.DataFrame, float, list[str]]:
     return mine, float(unroll), more
 
 
+def at_one_unroll(rows: pd.DataFrame) -> str:
+    """End of a title, for rows that share their unroll length and workers: without it a ratio says nothing."""
+    first = rows.iloc[0]
+    return f"; unroll {first['unroll']:.0f}" + (f" ×{first['workers']:.0f}" if first["workers"] > 1 else "")
+
+
 def lost(rows: pd.DataFrame, *, sizes: bool = False) -> list[str]:
     """``name (why)`` of what has no figures; what does not apply is left to the table."""
     notes = []

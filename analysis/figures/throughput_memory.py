@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from ..style import WIDTH, look, order
 from .common import area, handle, legend_below, not_shown
-from .meta import chosen, lost
+from .meta import at_one_unroll, chosen, lost
 
 MIB = 2**20
 
@@ -47,10 +47,13 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.grid(which="both")
         axes.set_title(axes.get_title(), loc="center")
         axes.annotate("↖ better", (0.02, 0.03), xycoords="axes fraction", fontsize=6.5, color="#555555")
-    figure.suptitle(title, fontsize=8)
+    several = len(plain) > 1
+    figure.suptitle(title if several else title + at_one_unroll(fine), fontsize=8)
     handles = [Line2D([], [], marker="*", color="black", linestyle="none", markersize=9, label="plain training")]
     handles += [handle(n, names, line=False) for n in names]
-    notes = ["bars: 95 % confidence interval of the paired ratio; u1, u2, ...: unroll length, ×2: two workers"]
+    notes = [
+        "bars: 95 % confidence interval of the paired ratio" + "; u1, u2, ...: unroll length, ×2: two workers" * several
+    ]
     legend_below(figure, handles, 5, [*notes, *not_shown([*lost(rows), *others])])
     return figure
 
