@@ -62,7 +62,7 @@ def run(command: Run) -> int:
     from estimators import registry
 
     from .. import plan
-    from ..cells import finished
+    from ..cells import finished, unwritable
     from ..plugins import load
     from ..progress import Progress
     from ..sweep import Orders, sweep
@@ -81,6 +81,8 @@ def run(command: Run) -> int:
             device=command.device,
             meta_steps=command.meta_steps,
         )
+        if wrong := unwritable(command.out):
+            raise plan.UnknownName(f"--out: {wrong}")
     except (plan.UnknownName, ImportError) as error:
         print(f"hypergradbench: {error}", file=sys.stderr)
         return 2
@@ -104,7 +106,6 @@ def run(command: Run) -> int:
 
 
 def _check(command: Run) -> None:
-    from ..cells import unwritable
     from ..devices import absent, misnamed
     from ..plan import UnknownName
 
@@ -117,5 +118,3 @@ def _check(command: Run) -> None:
         raise UnknownName("--seeds and --conds must not be empty, and condition numbers are finite and at least 1")
     if command.out.exists() and not command.out.is_dir():
         raise UnknownName(f"--out {command.out} is a file: name a folder")
-    if wrong := unwritable(command.out):
-        raise UnknownName(f"--out: {wrong}")
