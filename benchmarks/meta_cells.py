@@ -26,6 +26,7 @@ class Desk(Protocol):
     def done(self, cell: Cell, content: dict[str, Any]) -> None: ...
     def fail(self, cell: Cell, error: Exception) -> None: ...
     def attempt(self, cell: Cell) -> AbstractContextManager[None]: ...
+    def limited(self, cell: Cell) -> AbstractContextManager[None]: ...
 
 
 def measure(group: Sequence[Cell], desk: Desk, effort: Mapping[str, Any]) -> None:
@@ -54,7 +55,8 @@ def measure(group: Sequence[Cell], desk: Desk, effort: Mapping[str, Any]) -> Non
             entered[cell.id] = cell
     if bench is None or not entered:
         return
-    bench.time(lambda name: desk.at(entered[name]))
+    with desk.limited(group[0]):
+        bench.time(lambda name: desk.at(entered[name]))
     for cell in entered.values():
         desk.at(cell)
         with desk.attempt(cell):

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -89,10 +89,14 @@ class Desk:
     def attempt(self, cell: Cell) -> Iterator[None]:
         """Within, ``cell``'s memory is limited, and what it raises becomes its row."""
         try:
-            with limits.memory(self.memory, cell.device):
+            with self.limited(cell):
                 yield
         except Exception as error:  # a row of its own; the rest go on
             self.fail(cell, error)
+
+    def limited(self, cell: Cell) -> AbstractContextManager[None]:
+        """Within, the memory of ``cell``, and of those that take turns with it, is limited."""
+        return limits.memory(self.memory, cell.device)
 
     def _turn(self, cell: Cell | None) -> None:
         now = time.perf_counter()

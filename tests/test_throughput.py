@@ -320,6 +320,12 @@ class Desk:
         except Exception as error:
             self.fail(cell, error)
 
+    @contextmanager
+    def limited(self, cell: Cell) -> Iterator[None]:
+        self.events.append(("limit", "begins"))
+        yield
+        self.events.append(("limit", "ends"))
+
 
 def cell(estimator: str, **more: Any) -> Cell:
     options = {"problem": "mlp_decay", "settings": {"size": "tiny", "unroll": 2}, "dtype": "float64", "kind": "meta"}
@@ -352,6 +358,8 @@ def test_one_that_fails_is_a_row_and_the_others_are_timed(registered: Callable[[
         assert desk.rows[name]["throughput"]["samples"] == 6
         assert desk.rows[name]["claim"]["citation"] == registry[name].claim.citation
     assert ("at", "nan") not in desk.events
+    timed = desk.events[desk.events.index(("limit", "begins")) : desk.events.index(("limit", "ends"))]
+    assert ("at", "sama") in timed, "a cell could take all memory while it is timed"
 
 
 def test_a_workload_that_cannot_be_made_fails_every_cell() -> None:
