@@ -152,7 +152,11 @@ class PlainTraining:
     def __init__(self, workload: Workload, state: State, *, kernel: Kernel = "best") -> None:
         self.workload, self.kernel = workload, kernel
         trained = set(workload.stage.trained(state.params))
-        self.params = {k: x.detach().clone().requires_grad_(k in trained) for k, x in state.params.items()}
+        self.params = {
+            k: x.detach().clone().requires_grad_(k in trained)
+            for k, x in state.params.items()
+            if k not in workload.left_out
+        }
         self._optimizer = workload.optimizer([x for x in self.params.values() if x.requires_grad])
 
     def warm(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -234,6 +235,42 @@ def test_fake_tensors_go_the_same_way(name: str) -> None:
         assert all(isinstance(x, FakeTensor) for x in leaves)
         predicted = operations(w)
     assert predicted == operations(made(name))
+
+
+@every
+def test_the_outer_loss_draws_nothing(name: str) -> None:
+    """Its batch is there, as those of the steps are when they are timed: what making it takes is no cost of a meta step."""
+    w = made(name)
+    with Operations() as seen:
+        w.problem.outer(start_of(w), w.problem.hparams)
+    assert not [
+        x for x in seen.names if any(draw in x for draw in ("rand", "normal_", "uniform_", "upsample", "index"))
+    ]
+
+
+SMALL_DATA: dict[str, dict[str, int]] = {
+    "mlp_decay": {"batch": 1, "width": 128},
+    "omniglot_imaml": {"width": 64},
+    "resnet18_pruning": {"batch": 2},
+    "resnet50_pruning": {"batch": 2},
+}
+
+
+@every
+def test_one_copy_of_the_weights_is_kept(name: str) -> None:
+    """What is alive on the CPU after `make` and was not before: the start, the hyperparameters, some data."""
+
+    def alive() -> dict[int, int]:
+        gc.collect()
+        tensors = [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
+        return {x.data_ptr(): x.untyped_storage().nbytes() for x in tensors if x.device.type == "cpu"}
+
+    before = alive()
+    w = WORKLOADS[name].make(size="tiny", **SMALL_DATA.get(name, {"batch": 1, "length": 4}))
+    new = {k: n for k, n in alive().items() if k not in before}
+    leaves = sum(x.nbytes for x in [*start_of(w).values(), *w.problem.hparams.values()])
+    assert leaves < sum(new.values()) < leaves + 0.8 * sum(x.nbytes for x in start_of(w).values())
+    assert len(w.stage.stream(0)[0]) == w.samples  # it was alive until here
 
 
 @every

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.measure import peak_bytes
+from benchmarks.measure import memory_of, peak_bytes
 from benchmarks.meta_step import MetaStep, PlainTraining, settled
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.resnet import drawn_weights, resnet
@@ -164,6 +164,24 @@ def test_nothing_differentiates_by_the_average_and_central_differences_evaluate_
     calls.clear()
     CentralDifference(alpha=1e-3)(loss, params, h, tangent, wrt_hparams=h)
     assert len(calls) == 2, "a third one would be the price of holding what a loss detaches"
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_plain_training_has_no_average(name):
+    w = made(name)
+    plain = PlainTraining(w, settled(w))
+    assert plain.params.keys() == {k for k, _ in network(w).named_parameters()}
+    plain()
+    assert memory_of(plain).split["parameters"] == 8 * count(network(w))
+
+
+def test_images_are_drawn_apart_from_the_weights():
+    w = made("resnet18_pruning", width=32)
+    patterns = inspect.getclosurevars(w.stage.stream).nonlocals["shared"].flatten().double()
+    weights = w.problem.start["0.0.weight"].flatten()
+    n = min(len(patterns), len(weights)) - 16
+    assert n > 500
+    assert abs(float(torch.corrcoef(torch.stack([patterns[:n], weights[:n]]))[0, 1])) < 0.2
 
 
 def test_the_average_keeps_no_activations_alive():

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 as distributed for Python: pickles, read without running anything that is in them.
 
-A pickle is a program. The unpickler here knows three names, those by which NumPy arrays are written, and even these
+A pickle is a program. The unpickler here knows only the names by which NumPy arrays are written, and even these
 stand for inert records of what was written; any other name is refused, and so are keys other than text, since a nested
 tuple of a hundred bytes can take a century to hash. The array is then made of the recorded bytes.
 """

@@ -31,11 +31,12 @@ class Workload:
     Args:
         problem: its stream gives tuples of tensors whose first dimension is ``samples``.
         samples: training examples a step.
-        plain: (params, batch) -> the loss that training without hyperparameters would have (no weights, no auxiliary loss).
+        plain: (params, batch) -> the loss that training without hyperparameters would have (nothing is weighted).
         optimizer: the stage's rule as `torch.optim` has it, for plain training.
         meta: the meta optimizer.
         data: what the numbers are: "generated: ..." or the name of the set that was read. Every output says it.
         between: what happens to the state between meta steps (an average of the weights follows them).
+        left_out: leaves that plain training neither has nor pays for.
         settings: size, and whatever else decides what is measured.
     """
 
@@ -46,6 +47,7 @@ class Workload:
     meta: Optimizer
     data: str
     between: Callable[[State], State] = unchanged
+    left_out: frozenset[str] = frozenset()
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -59,7 +59,7 @@ def generated_images(
         seed: of patterns and draws.
         dtype, device: of the images.
     """
-    shared = patterns(classes, channels, generator(seed))
+    shared = patterns(classes, channels, of_number(seed, -2))  # not ``generator(seed)``: weights are drawn from it
 
     def drawn(number: int) -> tuple[Tensor, Tensor]:
         source = of_number(seed, number)

@@ -55,9 +55,10 @@ def make(
     w = SIZES[size].width if width is None else width
     require_positive(unroll=unroll, batch=n, width=w)
     source = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(w, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, 10)
-    )
+    with torch.device("meta"):  # the leaves are the only copy of the weights
+        net = nn.Sequential(
+            nn.Linear(w, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, 10)
+        )
 
     def error(model: Call, _: Tree, xy: Batch) -> Tensor:
         return nn.functional.cross_entropy(model(xy[0]), xy[1])

@@ -89,6 +89,7 @@ def pruning(
     names = tuple(theta)
     average = {EMA + k: x.clone() for k, x in theta.items()}
     hparams = two_layers(WEIGHT, 2, 1, source=source, dtype=dtype, device=device)
+    seen = drawn(-1)
 
     def predict(params: Tree, images: Tensor) -> Tensor:
         return functional_call(model, {k: params[k] for k in names}, (images,))
@@ -127,7 +128,7 @@ def pruning(
                     frozen=frozenset(average),
                 )
             ],
-            outer=lambda params, hparams: plain(params, drawn(-1)),  # drawn when needed: no batch stays alive
+            outer=lambda params, _: plain(params, seen),
             start={**theta, **average},
             hparams=hparams,
             about=about,
@@ -138,6 +139,7 @@ def pruning(
         meta=lambda leaves: torch.optim.Adam(leaves, lr=1e-5),
         data=data,
         between=between,
+        left_out=frozenset(average),
         settings={
             **settings, "unroll": unroll, "batch": batch, "seed": seed, "optimizer": "sgd", "lr": lr,
             "momentum": MOMENTUM, "weight_decay": weight_decay, "ema": ema, "detach": detach, "normalisation": "batch statistics",
