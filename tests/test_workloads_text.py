@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.meta_step import MetaStep, PlainTraining, settled
-from benchmarks.workloads import WORKLOADS, Workload, transformer, weigh
+from benchmarks.workloads import WORKLOADS, Workload, transformer, weigh, with_autocast
 from estimators import Tree, registry
 
 F64 = torch.float64
@@ -137,6 +137,17 @@ def test_detached_weights_are_constants(name: str, settings: dict[str, Any], det
     apart = max(float((g - (a + b) / 2).abs().max()) for g, a, b in zip(found, one, two, strict=True))
     size = max(float(g.abs().max()) for g in found)
     assert (apart < 1e-12 * size) if detach else (apart > 1e-4 * size)
+
+
+@pytest.mark.parametrize(("name", "most"), [("bert_noisy", 0.2), ("roberta_auxiliary", 0.01)])
+def test_autocast_spares_the_small_networks(name: str, most: float) -> None:
+    """In bfloat16 they would leave a central difference wrong by a quarter and by half."""
+    w = WORKLOADS[name].make(size="tiny", unroll=2)
+    state = settled(w)
+    exact, cast = (MetaStep(x, registry["sama"].estimator, state)().hparams for x in (w, with_autocast(w)))
+    apart = torch.stack([(cast[k] - x).square().sum() for k, x in exact.items()]).sum().sqrt()
+    size = torch.stack([x.square().sum() for x in exact.values()]).sum().sqrt()
+    assert 0 < float(apart / size) < most
 
 
 def test_label_correction_is_optional_and_begins_near_the_given_labels() -> None:

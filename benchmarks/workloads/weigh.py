@@ -45,9 +45,12 @@ def two_layers(
 
 
 def perceptron(leaves: Tree, name: str, x: Tensor) -> Tensor:
-    """(b, inputs) -> (b, outputs) through the leaves of `two_layers`."""
-    x = linear(x, leaves[f"{name}.0.weight"], leaves[f"{name}.0.bias"]).relu()
-    return linear(x, leaves[f"{name}.2.weight"], leaves[f"{name}.2.bias"])
+    """(b, inputs) -> (b, outputs) through the leaves of `two_layers`, in their dtype under autocast too: it costs nothing
+    here, and a central difference of weights rounded to bfloat16 would be mostly rounding."""
+    first = leaves[f"{name}.0.weight"]
+    with torch.autocast(first.device.type, enabled=False):
+        x = linear(x.to(first.dtype), first, leaves[f"{name}.0.bias"]).relu()
+        return linear(x, leaves[f"{name}.2.weight"], leaves[f"{name}.2.bias"])
 
 
 def weights(hparams: Tree, features: Tensor, name: str = "weight") -> Tensor:
