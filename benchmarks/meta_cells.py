@@ -55,8 +55,13 @@ def measure(group: Sequence[Cell], desk: Desk, effort: Mapping[str, Any]) -> Non
             entered[cell.id] = cell
     if bench is None or not entered:
         return
-    with desk.limited(group[0]):
-        bench.time(lambda name: desk.at(entered[name]))
+    try:
+        with desk.limited(group[0]):
+            bench.time(lambda name: desk.at(entered[name]))
+    except Exception as error:  # plain training's: without it there is no ratio
+        for cell in entered.values():
+            desk.fail(cell, error)
+        return
     for cell in entered.values():
         desk.at(cell)
         with desk.attempt(cell):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from estimators import Cost, Estimator, NonFiniteError, Tree, tree
+from estimators import Cost, Estimator, Hypergradient, NonFiniteError, Tree, tree
 
 from . import limits
 from .measure import (
@@ -101,18 +101,10 @@ class Bench:
             Exception: whatever the estimator raises.
         """
         step = MetaStep(self.workload, estimator, copied(self._state), kernel=self.kernel, onward=True)
-        answer = step()
-        if not tree.all_finite(answer.hparams):
-            outcomes = ", ".join(o.value for o in answer.outcomes)
-            raise NonFiniteError(f"the estimate is NaN or infinite ({outcomes})")
-        found = {
-            "value": float(answer.value),
-            "hypergradient": {k: {"mean": float(x.mean()), "norm": float(x.norm())} for k, x in answer.hparams.items()},
-            "pullbacks": told(answer),
-        }
+        found, cost = _told(step())  # and the answer is gone: its cotangents are as large as the parameters
         memory, counts, cuda = memory_of(step), counts_of(step), cuda_memory(step, self.device)
         held = MetaStep(self.workload, estimator, self._state, kernel=self.kernel)
-        self._entries[name] = _Entry(estimator, found, answer.cost, memory, counts, self._second_opinion(held), cuda)
+        self._entries[name] = _Entry(estimator, found, cost, memory, counts, self._second_opinion(held), cuda)
 
     def _second_opinion(self, step: MetaStep) -> dict[str, int] | None:
         """What the CPU allocator gave out to a step, beside the exact count of the same.
@@ -209,6 +201,23 @@ class _Entry:
     allocator: dict[str, int] | None
     cuda: dict[str, int] | None
     timing: Timing | Exception | None = None
+
+
+def _told(answer: Hypergradient) -> tuple[dict[str, Any], Cost]:
+    """What the row says of the answer, in numbers, and what the estimator says that it cost.
+
+    Raises:
+        NonFiniteError: the hypergradient is NaN or infinite.
+    """
+    if not tree.all_finite(answer.hparams):
+        outcomes = ", ".join(o.value for o in answer.outcomes)
+        raise NonFiniteError(f"the estimate is NaN or infinite ({outcomes})")
+    found = {
+        "value": float(answer.value),
+        "hypergradient": {k: {"mean": float(x.mean()), "norm": float(x.norm())} for k, x in answer.hparams.items()},
+        "pullbacks": told(answer),
+    }
+    return found, answer.cost
 
 
 def throughput(timing: Timing, *, samples: int, unroll: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from estimators import NotApplicableError, per_stage, registry
 from . import cells, failures, limits, meta_cells
 from .cells import AUTOCAST, Cell
 from .lifeline import die_at_end_of, die_with_parent
-from .measure import environment
+from .measure import busy, environment, load_average
 from .path import follow
 from .plan import with_fields
 from .plugins import load
@@ -62,7 +62,9 @@ class Desk:
         self.say("start", cell, {"environment": where, "said": _said()})
 
     def _where(self, cell: Cell) -> dict[str, Any]:
-        return _environment(cell.device, cell.dtype) | self.marks | {"load_average": _load()}
+        load = load_average()
+        now = {"load_average": load, "busy": None if load is None else busy(load[0])}
+        return _environment(cell.device, cell.dtype) | self.marks | now
 
     def at(self, cell: Cell) -> None:
         """Work goes on with ``cell``, begun before."""
@@ -196,10 +198,6 @@ def dtype_of(cell: Cell) -> torch.dtype:
 @functools.cache
 def _environment(device: str, dtype: str) -> dict[str, Any]:
     return environment(device=device, dtype=getattr(torch, dtype, torch.float32)) | {"dtype": dtype}
-
-
-def _load() -> list[float] | None:
-    return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def _said() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import cells, isolated, locks, saved
+from benchmarks import cells, isolated, locks, saved, worker
 from benchmarks.cells import Cell
 from benchmarks.cli import main
 from benchmarks.isolated import Orders
@@ -440,3 +440,14 @@ def test_time_left() -> None:
     assert time_left(100.0, 10, 60) == "about 10 min left"
     assert time_left(3600.0, 1, 3) == "about 3 h left"
     assert time_left(86400.0, 1, 3) == "about 3 d left"
+
+
+def test_whether_the_machine_is_busy_is_said_of_the_same_moment_as_its_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, lambda *_: None)
+    for load, expected in ((1e6, True), (0.0, False)):
+        monkeypatch.setattr(worker, "load_average", lambda load=load: [load, load, load])
+        desk.done(cell(1), {})
+        row = json.loads(cell(1).file(tmp_path).read_text())["environment"]
+        assert (row["load_average"][0], row["busy"]) == (load, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from benchmarks import meta_cells
+from benchmarks import meta_cells, throughput
 from benchmarks.cells import AUTOCAST, Cell
 from benchmarks.meta_step import (
     WARM_STEPS,
@@ -206,6 +207,24 @@ def test_a_step_that_goes_on_holds_one_state_and_the_states_that_it_records(benc
     assert unrolled["parameters"] + unrolled["slots"] + unrolled["recorded"] == (4 + 1) * 3 * one
 
 
+def test_nothing_of_an_answer_is_alive_when_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is alive beside the step is in a GPU's figures; a cotangent on the start is as large as the parameters."""
+    answers: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    class Noted(MetaStep):
+        def __call__(self) -> Any:
+            found = super().__call__()
+            answers.append(weakref.ref(found))
+            return found
+
+    monkeypatch.setattr(throughput, "MetaStep", Noted)
+    monkeypatch.setattr(throughput, "cuda_memory", lambda work, device: alive.append(any(a() for a in answers)))
+    made = Bench(tiny(), effort=Effort(**QUICK))
+    made.enter("unroll", Unroll())
+    assert len(answers) >= 2 and not any(alive) and len(alive) == 2
+
+
 def test_the_peak_repeats() -> None:
     first, second = (Bench(tiny(), effort=Effort(**QUICK)) for _ in range(2))
     for made in (first, second):
@@ -360,6 +379,28 @@ def test_one_that_fails_is_a_row_and_the_others_are_timed(registered: Callable[[
     assert ("at", "nan") not in desk.events
     timed = desk.events[desk.events.index(("limit", "begins")) : desk.events.index(("limit", "ends"))]
     assert ("at", "sama") in timed, "a cell could take all memory while it is timed"
+
+
+def test_plain_training_that_fails_beside_them_fails_all_that_it_was_to_be_timed_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing(PlainTraining):
+        calls = 0
+
+        def __call__(self) -> None:
+            type(self).calls += 1
+            if "timing" in begun:
+                raise torch.OutOfMemoryError("no room for the plain model")
+            super().__call__()
+
+    begun: list[str] = []
+    preload = throughput.preloaded
+    monkeypatch.setattr(throughput, "preloaded", lambda workload: (begun.append("timing"), preload(workload))[1])
+    monkeypatch.setattr(throughput, "PlainTraining", Failing)
+    desk = Desk()
+    meta_cells.measure([cell(n) for n in ("sama", "t1t2")], desk, QUICK)
+    assert Failing.calls
+    assert [str(desk.rows[n]) for n in ("sama", "t1t2")] == ["no room for the plain model"] * 2
 
 
 def test_a_workload_that_cannot_be_made_fails_every_cell() -> None:
