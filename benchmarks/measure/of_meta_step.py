@@ -36,7 +36,7 @@ def memory_of(step: Measurable) -> Memory:
     """Peak bytes of one call, split, with all that is held between calls: parameters, slots, hyperparameters.
 
     That is what a GPU's figure of the same call holds, but for the kernels' scratch, the allocator's rounding, and data
-    that were there before. A meta step's start is held by its caller as long as the step lasts, and so it counts as long.
+    that were there before. The start counts as long as somebody holds it: in a `MetaStep` that goes onward, only the step does.
 
     Args:
         step: called once before, so that the optimizer (a meta step's meta optimizer) has its state. The call that is
