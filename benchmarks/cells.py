@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -221,6 +221,13 @@ def finished(cell: Cell, out: Path) -> str | None:
         return row["status"] if same and row["status"] in FINISHED else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent or damaged: it is measured again
+
+
+def forget_failed(todo: Iterable[Cell], out: Path) -> None:
+    """Remove the rows of cells that failed, so that they are measured again."""
+    for cell in todo:
+        if finished(cell, out) == "failed":
+            cell.file(out).unlink(missing_ok=True)
 
 
 def row(

@@ -243,9 +243,9 @@ if len(todo) == 3:  # the second dies when its turn comes again, in the middle o
     say("at", todo[1], '{"event": "at')
     os.kill(os.getpid(), signal.SIGKILL)
 if len(todo) == 2:  # the first hangs, and so does what it started
-    say("start", todo[0])
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print(child.pid, file=open(sys.argv[1], "w"), flush=True)
+    say("start", todo[0])
     time.sleep(600)
 print("its last words", file=sys.stderr)
 sys.exit(3)  # the last one does not even start
@@ -258,7 +258,7 @@ def test_the_cell_whose_turn_it_is_gets_the_blame(tmp_path: Path, monkeypatch: p
     todo = [cell(n) for n in range(3)]
     told: list[tuple[str, int]] = []
     isolated.run_batch(
-        todo, Orders(out=tmp_path, timeout=1.0), lambda event, c, _: told.append((event, c.settings["n"]))
+        todo, Orders(out=tmp_path, timeout=2.0), lambda event, c, _: told.append((event, c.settings["n"]))
     )
     rows = [json.loads(c.file(tmp_path).read_text()) for c in todo]
     assert [r["failure"] for r in rows] == ["timeout", "crash", "crash"]

@@ -62,7 +62,7 @@ def run(command: Run) -> int:
     from estimators import registry
 
     from .. import plan
-    from ..cells import finished, unwritable
+    from ..cells import finished, forget_failed, unwritable
     from ..plugins import load
     from ..progress import Progress
     from ..sweep import Orders, sweep
@@ -87,9 +87,7 @@ def run(command: Run) -> int:
         print(f"hypergradbench: {error}", file=sys.stderr)
         return 2
     if command.retry_failed:
-        for cell in todo:
-            if finished(cell, command.out) == "failed":
-                cell.file(command.out).unlink()
+        forget_failed(todo, command.out)
     orders = Orders(
         out=command.out, jobs=command.jobs, force=command.force, timeout=command.timeout, plugins=command.plugins
     )

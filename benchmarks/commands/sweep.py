@@ -141,7 +141,7 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
     """
     begin = time.perf_counter()
     from .. import locks, saved
-    from ..cells import finished, unwritable
+    from ..cells import finished, forget_failed, unwritable
     from ..executors import choose
     from ..grid import SweepError
     from ..isolated import Orders
@@ -168,9 +168,7 @@ def sweep(command: Sweep, words: Sequence[str]) -> int:
             file=sys.stderr,
         )
     if command.retry_failed:
-        for cell in todo:
-            if finished(cell, out) == "failed":
-                cell.file(out).unlink(missing_ok=True)
+        forget_failed(todo, out)
     orders = Orders(
         out=out, jobs=jobs, force=command.force, timeout=grid.seconds, memory=grid.memory, threads=grid.threads,
         per_process=grid.per_process, together=grid.together, plugins=grid.plugins, effort=grid.effort,
