@@ -28,7 +28,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     left.set(xlabel="steps unrolled, $T$", ylabel="live tensors at the peak (MiB)", xlim=(0, None), ylim=(0, None))
     right.set(xlabel=r"$\sqrt{T}$", xlim=(0, None), ylim=(0, None))
     left.set_title("by the steps", loc="left")
-    right.set_title("by their square root", loc="left")
+    right.set_title("by their square root, without unroll", loc="left")
     left.legend(loc="upper left")
     for axes in (left, right):
         axes.grid()

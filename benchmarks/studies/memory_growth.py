@@ -19,7 +19,7 @@ import numpy as np
 from estimators import CG, SAMA, T1T2, Estimator, Implicit, Neumann, Unroll
 
 from ..measure.of_meta_step import memory_of
-from ..meta_step import MetaStep, settled
+from ..meta_step import MetaStep, copied, settled
 from ..workloads import mlp_decay
 from .base import Claimed, Row
 
@@ -46,7 +46,7 @@ def run(*, lengths: tuple[int, ...] = (4, 9, 16, 25, 36), width: int = 16, batch
         workload = mlp_decay.make(unroll=steps, width=width, batch=batch)
         state = settled(workload)
         for name, estimator in _estimators(steps).items():
-            step = MetaStep(workload, estimator, state)
+            step = MetaStep(workload, estimator, copied(state), onward=True)  # as the rows of sweeps count it
             step.warm()
             found = memory_of(step)
             rows.append({
