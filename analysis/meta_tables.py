@@ -53,6 +53,13 @@ def show(frame: pd.DataFrame, console: Console) -> None:
             "of the times trust the ratio before samples/s, and take both again when it is idle (--force).",
             style="yellow",
         )
+    wide = int(measured["reached"].eq(False).sum())
+    if wide:
+        console.print(
+            f"{wide} of {len(measured)} rows: the time ran out before the confidence intervals were as narrow as was asked for "
+            "([effort] width); a larger budget narrows them.",
+            style="yellow",
+        )
     if any(_row_of(r) is not None for _, r in rows.iterrows()):
         console.print(
             f"T8, T9, T2: {published.CITATION}, Tables 8 (AGNews), 9 (IMDB), both relative to plain, and 2, published, on other hardware, by other code. Their "

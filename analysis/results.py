@@ -86,6 +86,7 @@ FIELDS = {
     "nonfinite": "nonfinite",
     "jobs": "environment.jobs",
     "busy": "environment.busy",
+    "reached": "throughput.reached",
     "cpu": "environment.cpu",
     "device": "environment.device",
     "torch": "environment.torch",

@@ -278,6 +278,14 @@ def test_an_idle_machine_is_not_told_of(folder: Path) -> None:
     assert "busy" not in text_of(folder)
 
 
+def test_rows_whose_intervals_are_wider_than_asked_are_told_of(tmp_path: Path) -> None:
+    for name, reached in (("sama", False), ("neumann", True)):
+        content = row(cell(name), 0.5, 2.0)
+        content["throughput"]["reached"] = reached
+        cells.write(cell(name).file(tmp_path), content)
+    assert "1 of 2 rows: the time ran out" in text_of(tmp_path)
+
+
 @pytest.mark.parametrize(("rounds", "words"), [(1, "(1 round)"), (5, "(5 rounds)")])
 def test_too_few_rounds_for_an_interval(tmp_path: Path, rounds: int, words: str) -> None:
     content = row(cell("sama"), 0.5, 2.0)

@@ -50,7 +50,7 @@ def show_predictions(todo: Sequence[Cell], limit: int | None) -> int:
     verdicts = [p.fits(_limit(cell, limit)) for cell, p in found]
     console.print(
         f"{len(found)} cells in {time.perf_counter() - begin:.0f} s: {verdicts.count(True)} fit, {verdicts.count(False)} do not, "
-        f"{verdicts.count(None)} unknown. Live tensor bytes of one meta step; a kernel's scratch and torch itself come on top."
+        f"{verdicts.count(None)} unknown. Live tensor bytes of one meta step, its parts at the moment of the peak; a kernel's scratch and torch itself come on top."
     )
     return int(any(p.status == "failed" for _, p in found))
 
