@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from benchmarks.asv_suite import meta_step
+from benchmarks.throughput import Bench, Effort
+from benchmarks.workloads import WORKLOADS
 from estimators import registry
 
 
@@ -17,6 +19,11 @@ def test_a_meta_step_is_timed_and_counted() -> None:
     cost.setup("t1t2")
     first = cost.track_peak_bytes("t1t2")
     assert first == cost.track_peak_bytes("t1t2") > 0
+    # as in the rows of sweeps
+    bench = Bench(WORKLOADS["mlp_decay"].make(**meta_step.SETTINGS), effort=Effort(budget=0.01, least=1, most=1))
+    bench.enter("t1t2", registry["t1t2"].estimator)
+    bench.time()
+    assert first == bench.content("t1t2")["memory"]["peak_bytes"]
     cost.plain = cost.step
     assert 0.3 < cost.track_slowdown("t1t2") < 3  # of the same work twice: 1
 
