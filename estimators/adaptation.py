@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import tree
 from .errors import HypergradientError, NotApplicableError
-from .products import leaves
+from .products import grad_trees, leaves
 from .rules import AnyRule, Slots, can_rewind, declares, init_tree, leaf_rules, leaf_steps, rewind_tree, step_tree
 from .solvers import Preconditioner
 from .stage import Record, Stage
@@ -80,7 +80,8 @@ def pull_rule(
             if not outputs:
                 found.slots.update({k: {} for k in group})
                 continue
-            (on_g, on_theta, on_lam, *on_slots) = _grad(outputs, weights, [g, theta, lam, *before.values()])
+            parts = [g, theta, lam, *before.values()]
+            on_g, on_theta, on_lam, *on_slots = grad_trees(outputs, parts, grad_outputs=weights)
             found.grads.update(on_g)
             found.params.update(on_theta)
             found.slots.update(zip(before, on_slots, strict=True))
@@ -93,17 +94,6 @@ def parts_of_a_step(rule: AnyRule, grads: Tree) -> list[list[str]]:
     if not grads:
         return []
     return [list(grads)] if getattr(rule, "transforms", False) else [[k] for k in grads]
-
-
-def _grad(outputs: list[Tensor], weights: list[Tensor], inputs: list[Tree]) -> list[Tree]:
-    """Cotangents on those tensors of ``inputs`` that require grad, a tree for each; without influence: missing."""
-    wanted = [(tree_of, k, x) for tree_of, a in enumerate(inputs) for k, x in a.items() if x.requires_grad]
-    pulled = torch.autograd.grad(outputs, [x for _, _, x in wanted], weights, allow_unused=True)
-    found: list[Tree] = [{} for _ in inputs]
-    for (tree_of, k, _), d in zip(wanted, pulled, strict=True):
-        if d is not None:
-            found[tree_of][k] = d
-    return found
 
 
 def recorded_before_last(record: Record) -> State:

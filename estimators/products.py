@@ -64,11 +64,16 @@ def leaves(a: Mapping[str, Tensor], names: Collection[str]) -> Tree:
     return {k: x.detach().requires_grad_() if k in wanted else x.detach() for k, x in a.items()}
 
 
-def _grad(output: Tensor, inputs: Sequence[Mapping[str, Tensor]], **options: Any) -> list[Tree]:
-    """Gradients of ``output`` for the leaves that require grad, a tree for each of ``inputs``; None is left out."""
+def grad_trees(output: Tensor | Sequence[Tensor], inputs: Sequence[Mapping[str, Tensor]], **options: Any) -> list[Tree]:
+    """Gradients of ``output`` for the leaves that require grad, a tree for each of ``inputs``; None is left out.
+
+    Args:
+        output: one, or several that all require grad, as `torch.autograd.grad` takes them (with ``grad_outputs``).
+        options: for `torch.autograd.grad`.
+    """
     wanted = [(i, k, x) for i, a in enumerate(inputs) for k, x in a.items() if x.requires_grad]
     out: list[Tree] = [{} for _ in inputs]
-    if not wanted or not output.requires_grad:
+    if not wanted or (isinstance(output, Tensor) and not output.requires_grad):
         return out
     grads = torch.autograd.grad(output, [x for _, _, x in wanted], allow_unused=True, **options)
     for (i, k, _), g in zip(wanted, grads, strict=True):
@@ -93,7 +98,7 @@ def gradients(
     with torch.enable_grad():
         theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
         value = loss(theta, lam)
-        d_params, d_hparams = _grad(value, [theta, lam])
+        d_params, d_hparams = grad_trees(value, [theta, lam])
     return value.detach(), d_params, d_hparams
 
 
@@ -138,7 +143,7 @@ def reverse_over_forward(
                 f"reverse_over_forward is not known to be right through {sorted(unverified)} (torch is silently wrong "
                 "there for some operations, layer_norm among them): use reverse_over_reverse"
             )
-        d_params, d_hparams = _grad(slope, [theta, lam])  # outside the dual level, which would cost twice the time
+        d_params, d_hparams = grad_trees(slope, [theta, lam])  # outside the dual level, which would cost twice the time
     return d_params, d_hparams
 
 
@@ -158,7 +163,7 @@ def reverse_over_reverse(
     """
     with torch.enable_grad():
         theta, lam = leaves(params, {*wrt_params, *tangent}), leaves(hparams, wrt_hparams)
-        (first,) = _grad(loss(theta, lam), [{k: theta[k] for k in tangent}], create_graph=True)
+        (first,) = grad_trees(loss(theta, lam), [{k: theta[k] for k in tangent}], create_graph=True)
         first = {k: g for k, g in first.items() if g.requires_grad}  # the others are constant
         wanted = [(i, k, a[k]) for i, (a, names) in enumerate([(theta, wrt_params), (lam, wrt_hparams)]) for k in names]
         out: list[Tree] = [{}, {}]
