@@ -33,7 +33,7 @@ from estimators import Estimator, Hypergradient, NotApplicableError, Outcome, St
 from estimators.stage import identity
 
 from ..cells import AUTOCAST, Cell
-from ..meta_step import WARM_STEPS, Kernel, MetaStep, PlainTraining
+from ..meta_step import WARM_STEPS, Kernel, MetaStep, PlainTraining, copied
 from ..workloads import WORKLOADS, Workload, of_rank, with_autocast
 from .live_bytes import LiveBytes
 from .of_meta_step import memory_of
@@ -302,9 +302,7 @@ def _state(workload: Workload) -> State:
     """As after `settled`: the steps before change no shape."""
     problem, stage = workload.problem, workload.stage
     start = problem.start if isinstance(problem.start, State) else stage.initial(problem.start, problem.hparams)
-    # tensors of its own, as a run makes them
-    slots = {k: tree.map_tree(torch.clone, s) for k, s in start.slots.items()}
-    return State(tree.map_tree(torch.clone, start.params), slots, start.step + WARM_STEPS, start.missed)
+    return copied(start)._replace(step=start.step + WARM_STEPS)
 
 
 def _of_length(workload: Workload, steps: int) -> Workload:

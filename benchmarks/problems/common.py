@@ -31,6 +31,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def of_number(seed: int, number: int) -> torch.Generator:
+    """The generator of one batch of a stream, of its own whatever was drawn before."""
+    return generator(1_000_003 * (seed + 1) + number)
+
+
 def normal(source: torch.Generator, *shape: int) -> Tensor:
     """Standard normal draws in float64."""
     return torch.randn(*shape, generator=source, dtype=torch.float64)

@@ -51,7 +51,7 @@ from torch.nn.functional import linear, one_hot
 
 from estimators import Adam, Problem, Stage
 
-from .common import Tree, cross_entropy, generator, linear_layer, normal, require, require_positive, store
+from .common import Tree, cross_entropy, generator, linear_layer, normal, of_number, require, require_positive, store
 
 CITATION = "after Shu et al. 2019 (Meta-Weight-Net) and Ren et al. 2018; digits: UCI, bundled with scikit-learn"
 ABOUT = f"an MLP on noisy digits, training examples reweighted ({CITATION})"
@@ -141,7 +141,7 @@ def make(
         return losses(params, xv, yv).mean()
 
     def stream(t: int) -> Batch:
-        index = torch.randint(n_train, (batch,), generator=generator(1_000_003 * (seed + 1) + t)).to(device)
+        index = torch.randint(n_train, (batch,), generator=of_number(seed, t)).to(device)
         return x[index], y[index], index
 
     return Problem(

@@ -32,7 +32,7 @@ from torch.nn.functional import linear, one_hot
 from estimators import SGD, Adam, AdamW, MetaHead, MultiTask, Problem, RidgeFit, Stage, StepsFit
 from estimators.estimator import Outer
 
-from .common import Tree, cross_entropy, generator, linear_layer, require, require_positive, store
+from .common import Tree, cross_entropy, generator, linear_layer, of_number, require, require_positive, store
 
 CITATION = "after Dery et al. 2022 (META-TARTAN); digits: UCI, bundled with scikit-learn"
 ABOUT = f"a five-way end task on digits with a useful and a useless auxiliary task, weights of the tasks ({CITATION})"
@@ -130,7 +130,7 @@ def make(
         return l2 / 2 * torch.stack([p.square().sum() for p in params.values()]).sum()
 
     def stream(t: int) -> Batch:
-        draws = generator(1_000_003 * (seed + 1) + t)
+        draws = of_number(seed, t)
         return {k: torch.randint(len(y), (batch,), generator=draws).to(device) for k, (_, y) in examples.train.items()}
 
     multitask = MultiTask({task: partial(task_loss, task) for task in TASKS}, penalty=penalty)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from estimators import Problem, Stage
 
-from .common import Tree, closed_form, generator, normal, require, require_positive, store
+from .common import Tree, closed_form, generator, normal, of_number, require, require_positive, store
 from .tuned_rule import BETA2, EPS, raw, tuned_rule
 
 CITATION = "after Wu et al. 2018"
@@ -84,7 +84,7 @@ def make(
     start_run, start = store(normal(generator(seed), dim) / curvatures.sqrt(), dtype, device)
 
     def centre(t: int) -> Tensor:
-        return sigma * normal(generator(1_000_003 * (seed + 1) + t), dim)
+        return sigma * normal(of_number(seed, t), dim)
 
     def stream(t: int) -> tuple[Tensor]:
         return (centre(t).to(device=device, dtype=dtype),)

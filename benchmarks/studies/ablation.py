@@ -34,7 +34,7 @@ from estimators import run as train
 from estimators.estimator import Outer
 
 from ..accuracy import compare
-from ..problems.common import cross_entropy, generator, linear_layer, normal
+from ..problems.common import cross_entropy, generator, linear_layer, normal, of_number
 from ..problems.digits_tasks import CLASSES, PIXELS, split
 from .base import Claimed, Row
 
@@ -116,7 +116,7 @@ def _linear(seed: int, steps: int, lr: float, l2: float) -> tuple[Stage, Outer, 
         return weighted.mean() + l2 / 2 * torch.cat([p.reshape(-1) for p in params.values()]).square().sum()
 
     def stream(t: int) -> Tensor:
-        return torch.randint(len(labels), (batch,), generator=generator(1_000_003 * (seed + 1) + t))
+        return torch.randint(len(labels), (batch,), generator=of_number(seed, t))
 
     stage = Stage(loss=loss, rule=Adam(lr=lr), stream=stream, steps=steps)
     start = linear_layer(source, "linear", PIXELS, CLASSES)

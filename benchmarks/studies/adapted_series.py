@@ -23,7 +23,7 @@ from estimators import CG, Adam, Identity, Implicit, Neumann, Problem, Solver, S
 from estimators import run as train
 
 from ..accuracy import compare
-from ..problems.common import generator, normal
+from ..problems.common import generator, normal, of_number
 from .base import Claimed, Row
 
 CITATION = "Choe et al. 2023 (SAMA), sec. 3.2; the adapted series and adapted CG are ours"
@@ -97,7 +97,7 @@ def _badly_scaled(seed: int, coupling: float, cond: float, dim: int, steps: int)
         return away @ h @ away / 2 - noise @ params["w"]
 
     def stream(t: int) -> Tensor:
-        return h.diagonal() * normal(generator(1_000_003 * (seed + 1) + t), dim)
+        return h.diagonal() * normal(of_number(seed, t), dim)
 
     return (
         Problem(

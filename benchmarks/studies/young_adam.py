@@ -25,7 +25,7 @@ from estimators.adaptation import adapt, pull_rule
 
 from ..accuracy import compare
 from ..problems import digits_reweighting
-from ..problems.common import cross_entropy, generator, normal
+from ..problems.common import cross_entropy, generator, normal, of_number
 from .base import Claimed, Row
 from .point import rounded
 
@@ -159,7 +159,7 @@ def _bags_of_words(seed: int, unused: int) -> tuple[Stage, Callable[[Tree, Tree]
         return cross_entropy(logits, labels)
 
     def stream(t: int) -> Tensor:
-        return torch.randint(train_size, (batch,), generator=generator(1_000_003 * (seed + 1) + t))
+        return torch.randint(train_size, (batch,), generator=of_number(seed, t))
 
     def loss(params: Tree, hparams: Tree, index: Tensor) -> Tensor:
         return (hparams["logits"][index].sigmoid() * losses(params, inner[0][index], inner[1][index])).mean()

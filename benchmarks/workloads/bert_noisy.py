@@ -25,7 +25,7 @@ from estimators.stage import Batch
 from ..data import wrench
 from ..data.folder import DataError
 from ..data.words import hashed
-from ..problems.common import generator
+from ..problems.common import generator, of_number
 from .base import GENERATED, Workload
 from .transformer import (
     CLS,
@@ -165,7 +165,7 @@ def make(
 def _generated(s: Size, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], int, str]:
     """(noisy examples, clean batch, number of classes, what they are)."""
     vocabulary = s.vocabulary or VOCABULARY
-    source = generator(1_000_003 * (seed + 1))
+    source = of_number(seed, 0)
 
     def examples(number: int) -> tuple[Tensor, Tensor]:
         labels = torch.randint(CLASSES, (number,), generator=source)
@@ -185,7 +185,7 @@ def _generated(s: Size, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ..
 
 def _read(data: str, s: Size, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], int, str]:
     """The same of a WRENCH folder: votes of its training set, and a batch of its validation set with right labels."""
-    found, source = wrench.load(data), generator(1_000_003 * (seed + 1))
+    found, source = wrench.load(data), of_number(seed, 0)
 
     def tokens(texts: list[str], order: Tensor) -> Tensor:
         ids = hashed(

@@ -18,7 +18,7 @@ from estimators import Adam, Problem, Stage, Tree, from_module
 from estimators.module import Call
 from estimators.stage import Batch
 
-from ..problems.common import generator, require
+from ..problems.common import of_number, require
 from .base import GENERATED, Workload
 from .transformer import (
     ATTENTION,
@@ -102,7 +102,7 @@ def make(
 
     loss, shapes = from_module(module, weighted)
     plain = from_module(module, unweighted).loss
-    source = generator(1_000_003 * (seed + 1))
+    source = of_number(seed, 0)
 
     def examples(of: Tensor) -> tuple[Tensor, Tensor]:
         tokens = topical(of, domains, vocabulary, s.length + 1, source, share=0.7)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..data.images import LabelledImages
-from ..problems.common import generator
+from ..problems.common import of_number
 
 GRID = 8
 """Side of the coarse pattern."""
@@ -33,11 +33,6 @@ def noisy(coarse: Tensor, side: int, source: torch.Generator, dtype: torch.dtype
     """(n, channels, GRID, GRID) patterns -> (n, channels, side, side) images with noise of standard deviation 1."""
     coarse = coarse + torch.randn(coarse.shape, generator=source)
     return interpolate(coarse.to(device=device, dtype=dtype), size=(side, side), mode="bilinear")
-
-
-def of_number(seed: int, number: int) -> torch.Generator:
-    """The generator of one batch."""
-    return generator(1_000_003 * (seed + 1) + number)
 
 
 def generated_images(

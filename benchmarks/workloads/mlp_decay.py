@@ -11,7 +11,7 @@ from estimators import Adam, Problem, Stage, Tree, from_module
 from estimators.module import Call
 from estimators.stage import Batch
 
-from ..problems.common import require, require_positive
+from ..problems.common import of_number, require, require_positive
 from .base import GENERATED, Workload
 
 ABOUT = "a 4-layer MLP on random data, one learned weight decay a leaf"
@@ -71,7 +71,7 @@ def make(
     hparams = {f"log_decay.{k}": torch.full((), -8.0, dtype=dtype, device=device) for k in start}
 
     def drawn(number: int) -> Batch:
-        own = torch.Generator().manual_seed(1_000_003 * (seed + 1) + number)
+        own = of_number(seed, number)
         x = torch.randn(n, w, generator=own)
         return x.to(device=device, dtype=dtype), torch.randint(10, (n,), generator=own).to(device)
 

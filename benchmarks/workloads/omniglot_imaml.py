@@ -35,9 +35,9 @@ from estimators.stage import Batch
 from ..data.folder import DataError
 from ..data.idx import READS, read_idx_folder
 from ..data.images import LabelledImages
-from ..problems.common import generator, require, require_positive
+from ..problems.common import generator, of_number, require, require_positive
 from .base import GENERATED, Workload
-from .images import noisy, of_number, patterns
+from .images import noisy, patterns
 from .resnet import drawn_weights, normalised_convolution
 
 __all__ = ["ABOUT", "CITATION", "READS", "SIZES", "make"]

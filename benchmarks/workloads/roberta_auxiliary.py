@@ -21,7 +21,7 @@ from estimators import Adam, Problem, Stage, Tree, from_module
 from estimators.module import Call
 from estimators.stage import Batch
 
-from ..problems.common import generator
+from ..problems.common import generator, of_number
 from .base import GENERATED, Workload
 from .transformer import (
     FIRST,
@@ -151,7 +151,7 @@ def make(
 
 def _generated(batch: int, length: int, vocabulary: int, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(task, its labels, texts, masked positions, what stood there), and a held-out (task, labels)."""
-    source = generator(1_000_003 * (seed + 1))
+    source = of_number(seed, 0)
     mask = vocabulary - 1
 
     def examples(number: int, share: float) -> tuple[Tensor, Tensor]:
