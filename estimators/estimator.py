@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -96,7 +96,11 @@ class Estimator(Protocol):
         ...
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
-        """Cotangent on ``record.end.params`` -> cotangents on hparams and start."""
+        """Cotangent on ``record.end.params`` -> cotangents on hparams and start.
+
+        The caller keeps no reference to the cotangent, so that an estimator that copies the dict (not the tensors) and drops
+        its leaves as it goes frees them. It must not change the tensors: others may hold them.
+        """
         ...
 
 
@@ -200,11 +204,12 @@ def hypergradient(
     cotangent, direct = reduce(tree.fill(cotangent, end)), reduce(direct)
     _finite(cotangent, "the outer gradient")
     _finite(direct, "the direct outer gradient")
-    current: Tree | None = cotangent
+    held: list[Tree | None] = [cotangent]  # an estimator gets the only reference: it may let go of leaves as it goes
+    del cotangent
     indirect: Tree = {}
     pullbacks: list[Pullback] = []
     for i in reversed(range(len(stages))):
-        if current is None:
+        if held[0] is None:
             raise HypergradientError(
                 f"{type(estimators[i + 1]).__name__} gives no cotangent for the start of stage {i + 1}, so stage {i} "
                 "cannot be reached and its part would silently be zero: use Unroll() for the later stage"
@@ -214,8 +219,8 @@ def hypergradient(
                 f"stage {i} goes on from the optimizer state of stage {i - 1}, but only parameters carry a cotangent "
                 "between stages: run both as one stage, or start the later one from params alone"
             )
-        tree.check(current, f"cotangent on the end of stage {i}", records[i].end.params)
-        pulled = estimators[i].pullback(stages[i], records[i], hparams, current)
+        tree.check(held[0], f"cotangent on the end of stage {i}", records[i].end.params)
+        pulled = estimators[i].pullback(stages[i], records[i], hparams, cast(Tree, held.pop()))
         if throw and pulled.outcome is Outcome.DIVERGED:
             raise HypergradientError(
                 f"stage {i}, {estimators[i]}: {pulled.outcome.value} (residual {pulled.residual}, smallest "
@@ -224,7 +229,7 @@ def hypergradient(
         _finite(pulled.hparams, f"the pullback of stage {i} by {type(estimators[i]).__name__}", throw=throw)
         pullbacks.append(pulled)
         indirect = tree.union_add(indirect, pulled.hparams)
-        current = pulled.start
+        held.append(pulled.start)
     idle = [k for k in hparams if k not in indirect and k not in direct]
     if idle:
         raise HypergradientError(

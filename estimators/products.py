@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from . import tree
@@ -161,23 +162,89 @@ def reverse_over_reverse(
     See `Product` for the arguments. The default of every family: right through all of torch's layers but fused
     attention, which has no second derivative and raises (use its math kernel, or `CentralDifference`).
     """
-    with torch.enable_grad():
-        theta, lam = leaves(params, {*wrt_params, *tangent}), leaves(hparams, wrt_hparams)
-        (first,) = grad_trees(loss(theta, lam), [{k: theta[k] for k in tangent}], create_graph=True)
-        first = {k: g for k, g in first.items() if g.requires_grad}  # the others are constant
-        wanted = [(i, k, a[k]) for i, (a, names) in enumerate([(theta, wrt_params), (lam, wrt_hparams)]) for k in names]
+    at = linearize(loss, params, hparams, tangents=tangent, wrt_params=wrt_params, wrt_hparams=wrt_hparams)
+    at.take()
+    return at.pull(tangent, wrt_params=wrt_params, wrt_hparams=wrt_hparams, last=True)
+
+
+class Linearized:
+    """The derivative of dL/dtheta at one point, to be pulled back as often as one likes.
+
+    Made by `linearize`. Only the graph is kept, not the values of the gradient, which the caller may drop.
+
+    Attributes:
+        value: the loss, detached.
+        grads: dL/dtheta of the leaves that tangents will be given for, detached; take it away with `take` to free it. It may
+            share memory with a tensor of the loss: never change it in place.
+    """
+
+    def __init__(self, loss: BoundLoss, theta: Tree, lam: Tree, names: Collection[str]) -> None:
+        with torch.enable_grad():
+            value = loss(theta, lam)
+            (first,) = grad_trees(value, [{k: theta[k] for k in theta if k in names}], create_graph=True)
+        self.value = value.detach()
+        self.grads = tree.detach(first)
+        self._edges = {k: get_gradient_edge(g) for k, g in first.items() if g.requires_grad}  # the others are constant
+        self._theta, self._lam = theta, lam
+
+    def take(self) -> Tree:
+        """The gradient, which is let go of here."""
+        grads, self.grads = self.grads, {}
+        return grads
+
+    def pull(
+        self,
+        tangent: Tree,
+        *,
+        wrt_params: Collection[str] = (),
+        wrt_hparams: Collection[str] = (),
+        last: bool = False,
+    ) -> tuple[Tree, Tree]:
+        """(H v, M^T v) as a `Product` gives them, without another forward pass.
+
+        Args:
+            tangent: v, for some or all of the leaves that were announced.
+            wrt_params, wrt_hparams: what is wanted, among what was announced.
+            last: nothing will be asked after this; the graph is freed as it is used.
+        """
+        given = [k for k in tangent if k in self._edges]
+        wanted = [(i, k, a[k]) for i, (a, names) in enumerate([(self._theta, wrt_params), (self._lam, wrt_hparams)]) for k in names]  # fmt: skip
         out: list[Tree] = [{}, {}]
-        if first and wanted:
+        if given and wanted:
             seconds = torch.autograd.grad(
-                list(first.values()),
+                [self._edges[k] for k in given],
                 [x for _, _, x in wanted],
-                [tangent[k] for k in first],
+                [tangent[k] for k in given],
                 allow_unused=True,
+                retain_graph=not last,
             )
             for (i, k, _), g in zip(wanted, seconds, strict=True):
                 if g is not None:
                     out[i][k] = g
-    return out[0], out[1]
+        if last:
+            self._edges = {}
+        return out[0], out[1]
+
+
+def linearize(
+    loss: BoundLoss,
+    params: Tree,
+    hparams: Tree,
+    *,
+    tangents: Collection[str],
+    wrt_params: Collection[str] = (),
+    wrt_hparams: Collection[str] = (),
+) -> Linearized:
+    """`reverse_over_reverse` in two halves: the graph of the gradient now, its pullbacks later.
+
+    Several products at one point share the first half, and whoever takes a step there has its gradient for nothing.
+
+    Args:
+        tangents: the leaves of theta for which tangents will be given.
+        wrt_params, wrt_hparams: the leaves that will be asked for.
+    """
+    theta, lam = leaves(params, {*wrt_params, *tangents}), leaves(hparams, wrt_hparams)
+    return Linearized(loss, theta, lam, tangents)
 
 
 _CUTS: set[Any] = {
