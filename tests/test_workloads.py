@@ -253,6 +253,7 @@ def test_the_outer_loss_draws_nothing(name: str) -> None:
 
 SMALL_DATA: dict[str, dict[str, int]] = {
     "mlp_decay": {"batch": 1, "width": 128},
+    "mlp_reweighting": {"batch": 1, "width": 128},
     "omniglot_imaml": {"width": 64},
     "resnet18_pruning": {"batch": 2},
     "resnet50_pruning": {"batch": 2},

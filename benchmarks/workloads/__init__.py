@@ -4,7 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from . import bert_noisy, gpt_mixture, mlp_decay, omniglot_imaml, resnet18_pruning, resnet50_pruning, roberta_auxiliary
+from . import (
+    bert_noisy,
+    gpt_mixture,
+    mlp_decay,
+    mlp_reweighting,
+    omniglot_imaml,
+    resnet18_pruning,
+    resnet50_pruning,
+    roberta_auxiliary,
+)
 from .base import GENERATED, Workload, of_rank, with_autocast
 
 __all__ = ["GENERATED", "WORKLOADS", "Workload", "WorkloadEntry", "of_rank", "with_autocast"]
@@ -45,6 +54,7 @@ def _entry(module: ModuleType) -> WorkloadEntry:
 
 WORKLOADS: dict[str, WorkloadEntry] = {
     "mlp_decay": _entry(mlp_decay),
+    "mlp_reweighting": _entry(mlp_reweighting),
     "bert_noisy": _entry(bert_noisy),
     "roberta_auxiliary": _entry(roberta_auxiliary),
     "gpt_mixture": _entry(gpt_mixture),
