@@ -297,9 +297,9 @@ class _Reader:
         if "data" in self.flags:
             if not Path(self.flags["data"]).is_dir():
                 self.fail("data", f"there is no folder {self.flags['data']}")
-            readers = [p for p, make in makes.items() if "data" in _settings_of(make)]
+            readers = [p for p, make in makes.items() if "data" in settings_of(make)]
             if not readers:
-                able = [p for p, entry in among.items() if "data" in _settings_of(entry.make)]
+                able = [p for p, entry in among.items() if "data" in settings_of(entry.make)]
                 self.fail("data", f"none of these problems reads data; those that do: {', '.join(able) or 'none'}")
             for p in readers:
                 own[p] = own.get(p, {}) | {"data": [str(self.flags["data"])]}
@@ -316,7 +316,7 @@ class _Reader:
 
     def setting(self, problem: str, make: Any, name: str, values: Sequence[Any], table: str) -> list[Any]:
         """The values as the problem takes them."""
-        known = _settings_of(make)
+        known = settings_of(make)
         if name not in known:
             hint = "" if "." in table else f"; for one problem alone write [settings.NAME] {name} = ..."
             self.fail(
@@ -421,7 +421,7 @@ _FLAG = {
 _WORDS = {int: "whole number", str: "text"}
 
 
-def _settings_of(make: Any) -> dict[str, Any]:
+def settings_of(make: Any) -> dict[str, Any]:
     """setting -> annotation, of those that a sweep may choose."""
     fixed: set[str] = set()
     while isinstance(make, functools.partial):

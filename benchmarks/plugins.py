@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 LOADED: list[str] = []
 """What was loaded here, for processes that this one starts."""
@@ -24,7 +25,7 @@ def load(plugins: Sequence[str]) -> None:
     for plugin in plugins:
         try:
             if plugin.endswith(".py"):
-                _load_file(Path(plugin).resolve())
+                load_file(Path(plugin).resolve())
             else:
                 importlib.import_module(plugin)
         except ModuleNotFoundError:
@@ -35,14 +36,20 @@ def load(plugins: Sequence[str]) -> None:
             LOADED.append(plugin)
 
 
-def _load_file(path: Path) -> None:
+def load_file(path: Path) -> ModuleType:
+    """The module that ``path``, an absolute one, holds: imported once.
+
+    Raises:
+        ModuleNotFoundError: there is no such file.
+        Exception: whatever it raises.
+    """
     name = f"hypergradbench_plugin_{path.stem}"
     while name in sys.modules:
         if sys.modules[name].__file__ == str(path):
-            return
+            return sys.modules[name]
         name += "_"  # another folder's
     if not path.is_file():
-        raise ModuleNotFoundError(f"no file {path.name} to load as a plugin")
+        raise ModuleNotFoundError(f"no file {path.name} to load")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -53,3 +60,4 @@ def _load_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
