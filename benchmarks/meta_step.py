@@ -13,21 +13,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from estimators import (
-    CentralDifference,
-    Direct,
-    Estimator,
-    Evolution,
-    FiniteDifference,
-    Greedy,
-    Hypergradient,
-    Plain,
-    Random,
-    State,
-    Tartan,
-    hypergradient,
-    run,
-)
+from estimators import Estimator, Hypergradient, State, hypergradient, run
 from estimators.stage import Batch, identity
 from estimators.tree import detach
 
@@ -35,14 +21,11 @@ from .measure import Category
 from .workloads import Workload
 
 Kernel = Literal["best", "math"]
-"""Attention: "best" lets each pass use the best kernel that it can, so that first-order passes are fused; "math" is the same
-plain one for all, so that a ratio does not measure the kernel. Fused kernels have no second derivative."""
+"""Attention: "best" lets first-order passes use the fused kernels (exact products take the plain one of themselves, since the
+fused ones have no second derivative); "math" is the same plain one for all, so that a ratio does not measure the kernel."""
 
 WARM_STEPS = 10
 """Steps before the point where meta steps are measured: Adam's adaptation is no longer young there."""
-
-FIRST_ORDER = (Plain, Direct, Random, Greedy, Tartan, FiniteDifference, Evolution)
-"""Estimators without a `product` field that take no second derivative all the same."""
 
 
 def settled(workload: Workload) -> State:
@@ -119,7 +102,6 @@ class MetaStep:
         with _attention(self.kernel):
             every = getattr(e, "every", 1)
             record = run(stage, self._start(), self.hparams, tail=e.tail, every=every, watch=self.watch)
-        with _attention(self.kernel if first_order(e) else "math"):
             found = hypergradient(problem.outer, [stage], [e], [record], self.hparams, throw=False)
         for k, x in self._updated.items():
             x.grad = found.hparams[k]
@@ -187,11 +169,6 @@ class PlainTraining:
 def _exchanged(workload: Workload) -> Any:
     """What data-parallel ranks hold for their averages."""
     return getattr(workload.stage.reduce, "resident", ())
-
-
-def first_order(estimator: Estimator) -> bool:
-    """Whether ``estimator`` never differentiates twice, so that fused attention can serve it."""
-    return isinstance(estimator, FIRST_ORDER) or isinstance(getattr(estimator, "product", None), CentralDifference)
 
 
 def _contiguous(batch: Batch) -> Batch:

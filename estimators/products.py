@@ -12,6 +12,7 @@ Forms: Pearlmutter 1994 (double backward); reverse over forward (jvp, then backw
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -19,6 +20,7 @@ import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from . import tree
@@ -111,6 +113,12 @@ def _tangent(x: Tensor) -> Tensor | None:
     return cast("Tensor | None", fwd.unpack_dual(x).tangent)  # type: ignore[no-untyped-call]
 
 
+def _twice_differentiable() -> AbstractContextManager[None]:
+    """Attention by torch's plain kernel, for the passes that are differentiated again: the fused kernels have no second
+    derivative. First-order passes keep those; a loss that chooses its own kernel has it."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def reverse_over_forward(
     loss: BoundLoss,
     params: Tree,
@@ -128,12 +136,12 @@ def reverse_over_forward(
     Raises:
         NotApplicableError: between a wanted leaf and the loss stands an operation through which torch is not known to
             be right (see `forward_mode`). What lies before the hyperparameters does not matter if only they are wanted.
-        NotImplementedError: a kernel without forward mode (fused attention, LSTM).
+        NotImplementedError: a kernel without forward mode (LSTM).
     """
     theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
     with torch.enable_grad():
         with fwd.dual_level():
-            with NoGradCutsTangents():
+            with NoGradCutsTangents(), _twice_differentiable():
                 value = loss({k: _dual(x, tangent[k]) if k in tangent else x for k, x in theta.items()}, lam)
             slope = _tangent(value)
         if slope is None:  # the loss reads no leaf of the tangent
@@ -159,8 +167,7 @@ def reverse_over_reverse(
 ) -> tuple[Tree, Tree]:
     """Double backward (Pearlmutter 1994): the graph of the gradient is kept and pulled back. Exact.
 
-    See `Product` for the arguments. The default of every family: right through all of torch's layers but fused
-    attention, which has no second derivative and raises (use its math kernel, or `CentralDifference`).
+    See `Product` for the arguments. The default of every family: right through all of torch's layers.
     """
     at = linearize(loss, params, hparams, tangents=tangent, wrt_params=wrt_params, wrt_hparams=wrt_hparams)
     at.take()
@@ -179,7 +186,7 @@ class Linearized:
     """
 
     def __init__(self, loss: BoundLoss, theta: Tree, lam: Tree, names: Collection[str]) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), _twice_differentiable():
             value = loss(theta, lam)
             (first,) = grad_trees(value, [{k: theta[k] for k in theta if k in names}], create_graph=True)
         self.value = value.detach()

@@ -21,7 +21,6 @@ from benchmarks.meta_step import (
     MetaStep,
     PlainTraining,
     copied,
-    first_order,
     preloaded,
     settled,
 )
@@ -30,7 +29,6 @@ from benchmarks.workloads import Workload
 from benchmarks.workloads.mlp_decay import make
 from estimators import (
     SAMA,
-    CentralDifference,
     Claim,
     Direct,
     HypergradientError,
@@ -135,43 +133,6 @@ def test_preloaded_batches_are_those_of_the_stream_and_are_made_once() -> None:
     assert all(torch.equal(with_data.hparams[k], fresh.hparams[k]) for k in fresh.hparams)
     ready.stage.stream(0)
     assert asked[3:] == [0]
-
-
-@contextmanager
-def no_second_derivative(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    backward, dual = torch.autograd.grad, torch.autograd.forward_ad.make_dual
-
-    def once(*args: Any, **kwargs: Any) -> Any:
-        assert not kwargs.get("create_graph"), "differentiates twice"
-        return backward(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.autograd, "grad", once)
-        patch.setattr(torch.autograd.forward_ad, "make_dual", lambda *_: pytest.fail("forward mode"))
-        yield
-    assert torch.autograd.forward_ad.make_dual is dual
-
-
-APPLY = [n for n in registry if registry[n].claim.refuses(tiny().problem) is None]
-
-
-@pytest.mark.parametrize("name", [n for n in APPLY if first_order(registry[n].estimator)])
-def test_what_may_use_fused_attention_never_differentiates_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    workload = tiny(unroll=2)
-    state = settled(workload)
-    with no_second_derivative(monkeypatch):
-        MetaStep(workload, registry[name].estimator, state)()
-
-
-def test_exact_products_are_not_taken_for_first_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [n for n in APPLY if first_order(registry[n].estimator)] == [
-        "sama", "finite-difference", "evolution", "plain", "direct", "random",
-    ]  # fmt: skip
-    assert first_order(Unroll(product=CentralDifference(1e-2)))
-    workload = tiny(unroll=2)
-    state = settled(workload)
-    with no_second_derivative(monkeypatch), pytest.raises(AssertionError, match="twice"):
-        MetaStep(workload, Unroll(), state)()
 
 
 # --- memory
