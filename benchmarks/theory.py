@@ -43,6 +43,7 @@ from estimators import (
     Tree,
     Unroll,
 )
+from estimators.error_bound import linear_rule, residual_polynomial
 from estimators.rules import is_wrapper
 
 GRID = 20_000
@@ -68,10 +69,7 @@ def setting(problem: Problem, record: Record, hparams: Tree) -> Setting | None:
     """The bounds' inputs, or None where their assumptions do not hold (each is checked, none is believed)."""
     stage = problem.stages[0]
     rule = None if stage.rule_reads_hparams or is_wrapper(stage.rule) else stage.bind(hparams)
-    linear = getattr(rule, "linear", False) and not any(
-        float(getattr(rule, k, 0)) for k in ("weight_decay", "dampening")
-    )
-    if len(problem.stages) > 1 or not linear or not isinstance(problem.start, dict) or stage.frozen:
+    if len(problem.stages) > 1 or not linear_rule(rule) or not isinstance(problem.start, dict) or stage.frozen:
         return None
     if sum(x.numel() for x in problem.start.values()) > 256 or len(hparams) != 1 or len(problem.start) != 1:
         return None
@@ -115,12 +113,7 @@ def residual(rule: Any, steps: int, eigenvalues: Tensor) -> float:
     """max |p_T| over the spectrum's interval, w_T - w* = p_T(H) (w_0 - w*): the rule itself, run on scalars."""
     low, high = math.log(float(eigenvalues[0])), math.log(float(eigenvalues[-1]))
     grid = torch.cat([torch.linspace(low, high, GRID, dtype=torch.float64).exp(), eigenvalues])
-    w = torch.ones_like(grid)
-    slots = rule.init(w)
-    for t in range(steps):
-        change, slots = rule.update(grid * w, slots, t + 1, w)
-        w = w + change
-    return float(w.abs().max())
+    return residual_polynomial(rule, steps, grid)
 
 
 def bound(s: Setting, estimator: Any) -> dict[str, Any] | None:

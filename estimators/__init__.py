@@ -2,6 +2,7 @@
 
 from .adaptation import adapt, adaptation
 from .baselines import Direct, Evolution, FiniteDifference, Plain, Random
+from .error_bound import Certificate, ErrorBound, NoBound, certify, error_bound
 from .errors import HypergradientError, NonFiniteError, NotApplicableError
 from .estimate import estimate, per_stage
 from .estimator import Cost, Estimator, ExtraUpdate, Hypergradient, Pullback, hypergradient, run_stages
@@ -66,13 +67,14 @@ from .tree import Tree
 from .unroll import Unroll
 
 __all__ = [
-    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor",
-    "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Claim", "ClipNorm", "Cost", "Dense", "Direct", "Entry",
-    "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference", "FixedPoint", "Forward", "Greedy", "Groups",
-    "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion", "Live", "MetaHead", "ModuleLoss", "Momentum",
-    "MultiTask", "Muon", "NAdam", "Neumann", "NonFiniteError", "NotApplicableError", "Nystrom", "Outcome", "Plain",
-    "Problem", "Product", "Pullback", "RAdam", "RMSprop", "Random", "Record", "RidgeFit", "Rule", "Scheduled",
-    "Solution", "Solver", "Stage", "State", "StepsFit", "Tartan", "Tree", "Unroll", "Wrapper", "adapt", "adaptation",
-    "estimate", "from_module", "from_torch_optimizer", "gradients", "hypergradient", "per_stage", "registry",
-    "reverse_over_forward", "reverse_over_reverse", "run", "run_stages",
+    "CG", "LAMB", "PRODUCTS", "RULES", "SAMA", "SGD", "SOLVERS", "T1T2", "WRAPPERS", "AMSGrad", "Adadelta",
+    "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Certificate", "Claim", "ClipNorm", "Cost",
+    "Dense", "Direct", "Entry", "ErrorBound", "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference",
+    "FixedPoint", "Forward", "Greedy", "Groups", "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion",
+    "Live", "MetaHead", "ModuleLoss", "Momentum", "MultiTask", "Muon", "NAdam", "Neumann", "NoBound", "NonFiniteError",
+    "NotApplicableError", "Nystrom", "Outcome", "Plain", "Problem", "Product", "Pullback", "RAdam", "RMSprop",
+    "Random", "Record", "RidgeFit", "Rule", "Scheduled", "Solution", "Solver", "Stage", "State", "StepsFit", "Tartan",
+    "Tree", "Unroll", "Wrapper", "adapt", "adaptation", "certify", "error_bound", "estimate", "from_module",
+    "from_torch_optimizer", "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward",
+    "reverse_over_reverse", "run", "run_stages",
 ]  # fmt: skip
