@@ -87,6 +87,18 @@ FIELDS = {
     "jobs": "environment.jobs",
     "busy": "environment.busy",
     "reached": "throughput.reached",
+    "method": "config.meta.method",
+    "products_or_steps": "config.meta.steps",
+    "library": "peers.library",
+    "version": "peers.version",
+    "variant": "peers.variant",
+    "note": "peers.note",
+    "settle": "peers.settle",
+    "rate": "peers.lr",
+    "to_first": "cost.to_first",
+    "size_params": "size.params",
+    "size_hparams": "size.hparams",
+    "threads": "environment.threads",
     "cpu": "environment.cpu",
     "device": "environment.device",
     "torch": "environment.torch",
@@ -101,7 +113,7 @@ NUMBERS = (
     "peak_ratio", "kept_bytes", "kept_ratio", "gradients", "products", "matvecs", "jobs", "seconds_in_all", "workers",
     "unroll", "batch", "params", "hparams", "throughput", "plain_throughput", "throughput_ratio", "throughput_ratio_low",
     "throughput_ratio_high", "meta_step_units", "rounds", "meta_peak", "plain_peak", "memory_ratio", "cuda_reserved",
-    "cuda_before",
+    "cuda_before", "to_first", "products_or_steps", "size_params", "size_hparams",
 )  # fmt: skip
 
 
@@ -142,6 +154,7 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
             "fields",
             "case",
             "setting",
+            "task",
             "outcome",
             "outcome_text",
             "outcomes",
@@ -154,7 +167,19 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
     for column in NUMBERS:
         frame[column] = pd.to_numeric(frame[column])
     frame = frame.sort_values("finished", kind="stable", na_position="first")
-    same = ["kind", "estimator", "problem", "case", "seed", "dtype", "device_asked", "workers", "kernel", "fields"]
+    same = [
+        "kind",
+        "estimator",
+        "problem",
+        "case",
+        "seed",
+        "dtype",
+        "device_asked",
+        "workers",
+        "kernel",
+        "fields",
+        "task",
+    ]
     frame = frame.drop_duplicates(same, keep="last")
     swept = frame.groupby("name")["fields"].transform("nunique") > 1
     frame.loc[swept, "estimator"] = frame["name"] + frame["fields"].map(lambda text: f"({text})" if text else "")
@@ -175,6 +200,7 @@ def _row(content: Mapping[str, Any]) -> dict[str, Any]:
     row["case"] = f"{config['problem']} ({settings})" if settings else config["problem"]
     row["setting"] = _listed({k: v for k, v in config["settings"].items() if k != "unroll"})
     row["unroll"] = config["settings"].get("unroll") if row["unroll"] is None else row["unroll"]
+    row["task"] = _listed(config["meta"]) if config["kind"] == "peers" else None
     row["workers"] = row["workers"] or 1
     pullbacks = content.get("pullbacks") or []
     row["outcome"] = ", ".join(p["outcome"].lower().replace("_", " ") for p in pullbacks) or None

@@ -63,6 +63,19 @@ SPARE = [
 """For estimators that this list does not know, in alphabetical order."""
 
 
+OURS = "hypergradbench"
+
+LIBRARIES: dict[str, Look] = {
+    "torch.optim": Look("#000000", "*", "-"),
+    "torchopt": Look("#E69F00", "s", "-"),
+    "higher": Look("#D55E00", "^", "-"),
+    "hypertorch": Look("#009E73", "v", "-"),
+    "betty": Look("#AA3377", "D", "-"),
+    OURS: Look("#0072B2", "o", "-"),
+}
+"""Other libraries beside this one, which comes last and so is drawn above them."""
+
+
 def order(names: Iterable[str]) -> list[str]:
     """Known estimators by family, then the others."""
     found = set(names)

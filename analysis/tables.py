@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import meta_tables
+from . import meta_tables, peer_tables
 from .style import order
 
 WIDTH = 210
@@ -25,14 +25,15 @@ SCALES = {"lr": " ×lr", "1/H": " ×H"}
 
 
 def show(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print what points and meta steps say, then what failed or was refused, with reasons."""
+    """Print what points, meta steps and peers say, then what failed or was refused, with reasons."""
     if console is None:
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=WIDTH)
-    if not frame["kind"].eq("meta").all():
+    if not frame["kind"].isin(["meta", "peers"]).all():
         _show_points(frame, console)
     meta_tables.show(frame, console)
+    peer_tables.show(frame, console)
     if (frame["jobs"] > 1).any():
         console.print(
             "Some timings were taken with several processes at a time: compare them with care.", style="yellow"

@@ -20,7 +20,10 @@ SCHEMA = 1
 
 FINISHED = ("ok", "failed", "refused")
 
-Kind = Literal["point", "path", "meta"]
+Kind = Literal["point", "path", "meta", "peers"]
+
+TOGETHER = ("meta", "peers")
+"""Kinds whose cells of one instance can share a process and be timed in turns."""
 
 Failure = Literal["oom", "crash", "timeout", "nan", "error"]
 """Why a cell failed: memory ran out, its process died, it took too long, something became NaN or infinite, or it raised."""
@@ -31,7 +34,8 @@ AUTOCAST = "bfloat16-autocast"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One estimator at one instance of one problem: a *point*, a *path* of meta steps from it, or the cost of one *meta* step.
+    """One estimator at one instance of one problem: a *point*, a *path* of meta steps from it, the cost of one *meta* step, or
+    one library's way of a task beside its *peers*.
 
     Attributes:
         estimator: registered name.
@@ -40,8 +44,8 @@ class Cell:
         seed: of the problem.
         dtype: "float64", "float32", or `AUTOCAST`.
         kind: "point" measures one hypergradient; "path" follows it with a meta optimizer (Figure 5 of SAMA); "meta" takes the
-            throughput and the memory of a whole meta step of a workload.
-        meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``.
+            throughput and the memory of a whole meta step of a workload; "peers" is `benchmarks.peers`.
+        meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``; for "peers", the task.
         device: "cpu", "cuda", "cuda:1", ...
         fields: of the estimator, in place of what is registered, dotted: ``{"solver.steps": 5}``.
         workers: data-parallel processes ("meta" only).
@@ -75,7 +79,7 @@ class Cell:
     @property
     def instance(self) -> tuple[str, ...]:
         """Cells that agree in this share a problem or a workload, its run and its truth."""
-        kind, meta = ("meta", self.meta) if self.kind == "meta" else ("", {})
+        kind, meta = (self.kind, self.meta) if self.kind in TOGETHER else ("", {})
         place = self.problem, self.settings, self.seed, self.dtype, self.device, self.workers, meta
         return (kind, *(json.dumps(x, sort_keys=True) for x in place))
 
@@ -85,7 +89,9 @@ class Cell:
         fields, settings = (",".join(f"{k}={v}" for k, v in d.items()) for d in (self.fields, self.settings))
         who = f"{self.estimator}({fields})" if fields else self.estimator
         what = f"{self.problem}({settings})" if settings else self.problem
-        rest = f" {self.kind}" * (self.kind != "point") + f" {self.device}" * (self.device != "cpu")
+        rest = f" {self.meta.get('method', self.kind)}" * (self.kind != "point") + f" {self.device}" * (
+            self.device != "cpu"
+        )
         rest += f" {self.dtype}" * (self.dtype != "float64") + f" {self.workers} workers" * (self.workers > 1)
         return f"{who} on {what} seed {self.seed}{rest}"
 
@@ -127,6 +133,8 @@ def code_version(thing: Any, make: Any = None, kind: Kind = "point") -> str:
             f for name in ("meta_cells", "meta_step", "throughput", "ranks") if (f := root / f"{name}.py").is_file()
         }
         files.add(root / "workloads" / "base.py")
+    elif kind == "peers":
+        files = files.union(root.joinpath("peers").rglob("*.py"), [root / "meta_step.py"])
     else:
         files |= {root / f"{name}.py" for name in ("accuracy", "path", "point", "theory")}
         files.add(root / "problems" / "reference.py")

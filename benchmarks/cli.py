@@ -1,4 +1,4 @@
-"""The command line: ``hypergradbench run | sweep | show | study | claims | list | table | figures``, or ``python -m benchmarks``.
+"""The command line: ``hypergradbench run | sweep | show | study | claims | peers | list | table | figures``, or ``python -m benchmarks``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -16,6 +16,7 @@ from tyro.conf import subcommand
 from .commands.again import Figures, Table, again
 from .commands.claims import Claims, claims
 from .commands.names import List, show_list
+from .commands.peers import Peers, peers
 from .commands.run import Run, run
 from .commands.show import Show, show
 from .commands.study import Study, study
@@ -27,6 +28,7 @@ Command = (
     | Annotated[Show, subcommand("show")]
     | Annotated[Study, subcommand("study")]
     | Annotated[Claims, subcommand("claims")]
+    | Annotated[Peers, subcommand("peers")]
     | Annotated[List, subcommand("list")]
     | Annotated[Table, subcommand("table")]
     | Annotated[Figures, subcommand("figures")]
@@ -61,6 +63,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return study(command)
         if isinstance(command, Claims):
             return claims(command)
+        if isinstance(command, Peers):
+            return peers(command)
         if isinstance(command, List):
             return show_list(command)
         return again(command)

@@ -81,7 +81,7 @@ def split(todo: Sequence[Cell], jobs: int, per_process: int | None = None, toget
         todo: cells.
         jobs: number of portions, if ``per_process`` is None.
         per_process: cells a portion, but for those that stay together.
-        together: the "meta" cells of an instance are never separated.
+        together: cells of an instance that can be timed in turns are never separated.
     """
     groups: dict[Any, list[Cell]] = {}
     for i, cell in enumerate(todo):
@@ -93,7 +93,7 @@ def split(todo: Sequence[Cell], jobs: int, per_process: int | None = None, toget
         return [b for b in batches if b]
     found: list[list[Cell]] = []
     for group in groups.values():
-        whole = together and group[0].kind == "meta"
+        whole = together and group[0].kind in cells.TOGETHER
         portions = [group] if whole else [[cell] for cell in group]
         for portion in portions:
             if found and len(found[-1]) + len(portion) <= per_process:

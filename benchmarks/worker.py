@@ -21,8 +21,8 @@ import torch
 
 from estimators import NotApplicableError, per_stage, registry
 
-from . import cells, failures, limits, meta_cells
-from .cells import AUTOCAST, Cell
+from . import cells, failures, limits, meta_cells, peer_cells
+from .cells import AUTOCAST, TOGETHER, Cell
 from .lifeline import die_at_end_of, die_with_parent
 from .measure import busy, environment, load_average
 from .path import follow
@@ -128,12 +128,13 @@ def work(todo: Sequence[Cell], desk: Desk, effort: dict[str, Any], *, together: 
         todo: cells.
         desk: where they are begun and closed.
         effort: fields of `Effort`.
-        together: neighbouring "meta" cells of one instance are timed in turns, for a comparison that drift does not spoil.
+        together: neighbouring cells of one instance are timed in turns if their kind can be, for a comparison that drift does
+            not spoil.
     """
     shared = _Shared()
     for group in groups(todo, together):
-        if group[0].kind == "meta":
-            meta_cells.measure(group, desk, effort)
+        if group[0].kind in TOGETHER:
+            (meta_cells if group[0].kind == "meta" else peer_cells).measure(group, desk, effort)
             continue
         for cell in group:
             desk.start(cell)
@@ -145,7 +146,7 @@ def groups(todo: Sequence[Cell], together: bool) -> list[list[Cell]]:
     """``todo`` in order, with neighbours that are to be timed together in one list."""
     found: list[list[Cell]] = []
     for cell in todo:
-        joins = together and cell.kind == "meta" and found and found[-1][0].instance == cell.instance
+        joins = together and cell.kind in TOGETHER and found and found[-1][0].instance == cell.instance
         if joins:
             found[-1].append(cell)
         else:

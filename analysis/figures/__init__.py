@@ -16,6 +16,7 @@ from . import (
     figure5,
     memory_size,
     memory_split,
+    peers,
     study_ablation,
     study_adapted_series,
     study_appendix_c,
@@ -38,6 +39,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "throughput_memory": throughput_memory.draw,
     "memory_size": memory_size.draw,
     "memory_split": memory_split.draw,
+    "peers": peers.draw,
 }
 """name -> function of the loaded results; None if they do not hold what the figure shows."""
 

@@ -1,0 +1,129 @@
+"""Time against peak bytes of every library, a panel a method."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..peer_tables import ABOUT, SAME, with_ratios
+from ..style import LIBRARIES, OURS, SPARE, WIDTH, Look
+from .common import area, legend_below, not_shown
+
+MIB = 2**20
+COLUMNS = 4
+
+
+def draw(frame: pd.DataFrame) -> Figure | None:
+    """A panel a method of the problem, precision and device that most contestants have; numbered where a library has several
+    ways."""
+    rows = frame[frame["kind"] == "peers"]
+    if not (rows["status"] == "ok").any():
+        return None
+    place = ["case", "dtype", "device_asked", "seed"]
+    counts = rows[rows["status"] == "ok"].groupby(place).size()
+    best = counts.idxmax()
+    mine = rows[(rows[place] == list(best)).all(axis=1)]
+    groups = [with_ratios(g) for _, g in mine.groupby(SAME, sort=False, dropna=False)]
+    groups = sorted(
+        (g for g in groups if (g["status"] == "ok").any()), key=lambda g: list(ABOUT).index(g["method"].iloc[0])
+    )
+    columns = min(COLUMNS, len(groups))
+    lines = math.ceil(len(groups) / columns)
+    figure = Figure(figsize=(WIDTH, 2.0 * lines + 0.5), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    names = [
+        name
+        for name in [*LIBRARIES, *sorted(set(mine["library"].dropna()) - LIBRARIES.keys())]
+        if name in set(mine["library"].dropna())
+    ]
+    for axes, group in zip(panels, groups, strict=False):
+        _panel(axes, group, names)
+    for axes in panels[len(groups) :]:
+        axes.set_visible(False)
+    figure.suptitle(f"{best[0]}, {best[1]}, {best[2]}", fontsize=8)
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=_look(n, names).color,
+            marker=_look(n, names).marker,
+            linestyle="none",
+            label="this library" if n == OURS else n,
+        )
+        for n in names
+    ]
+    handles.append(
+        Line2D(
+            [], [], color="#555555", marker="o", markerfacecolor="none", linestyle="none", label="off by more than 5 %"
+        )
+    )
+    notes = [
+        "medians of calls taken in turn; exact peak of live tensors above what was there before (sama: parameters and slots included)"
+    ]
+    absent = [
+        f"{e} ({m}: {str(r).splitlines()[0]})"
+        for e, m, r in mine.loc[mine["status"] != "ok", ["estimator", "method", "reason"]].itertuples(index=False)
+    ]
+    legend_below(figure, handles, 7, [*notes, *not_shown(absent)])
+    return figure
+
+
+def _look(name: str, names: list[str]) -> Look:
+    if name in LIBRARIES:
+        return LIBRARIES[name]
+    return SPARE[[n for n in names if n not in LIBRARIES].index(name) % len(SPARE)]
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
+    fine = rows[rows["status"] == "ok"]
+    for name in names:
+        points, style = fine[fine["library"] == name], _look(name, names)
+        x, y = points["peak_bytes"] / MIB, points["seconds"] * 1e3
+        faces = ["none" if wrong else style.color for wrong in points["wrong"]]
+        axes.scatter(
+            x, y, s=area(style.marker if isinstance(style.marker, str) else "", 30), facecolors=faces, edgecolors=style.color,
+            marker=style.marker, linewidths=0.9, zorder=4 if name == OURS else 3, gid=name,
+        )  # fmt: skip
+        if name == OURS and len(points) > 1:
+            at = points.sort_values("peak_bytes")
+            axes.plot(
+                at["peak_bytes"] / MIB, at["seconds"] * 1e3, color=style.color, linewidth=0.8, alpha=0.6, zorder=2
+            )
+    axes.set(xscale="log", yscale="log")
+    axes.set_title(f"{rows['method'].iloc[0]}, {int(rows['products_or_steps'].iloc[0])}", fontsize=8)
+    axes.set_xlabel("peak (MiB)", fontsize=7)
+    axes.set_ylabel("ms", fontsize=7)
+    for axis, limits, values in (
+        (axes.xaxis, axes.set_xlim, fine["peak_bytes"] / MIB),
+        (axes.yaxis, axes.set_ylim, fine["seconds"] * 1e3),
+    ):
+        low, high = _limits(float(values.min()), float(values.max()))
+        limits(low, high)
+        ticks = _ticks(low, high)
+        axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_ticks([], minor=True)
+    axes.tick_params(which="both", labelsize=6)
+    axes.grid()
+
+
+def _limits(low: float, high: float) -> tuple[float, float]:
+    """Ends of a logarithmic axis: some room at both, and a factor of 2.5 at least, so that equals look equal."""
+    room = max((high / low) ** 0.15, (2.5 / min(high / low, 2.5)) ** 0.5)
+    return low / room, high * room
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between the ends, few enough to be read."""
+    found: list[float] = []
+    for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        found = [
+            s * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for s in steps
+        ]
+        found = [t for t in found if low <= t <= high]
+        if len(found) <= 4:
+            break
+    return found

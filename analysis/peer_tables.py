@@ -1,0 +1,102 @@
+"""This library beside others: a table a method, with ratios to the best of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .style import OURS
+
+WRONG = 0.05
+"""Relative error in float32 above which an answer is of something else than what was asked for, and its cost no yardstick."""
+
+ABOUT: Mapping[str, str] = {
+    "cg": "implicit gradient at the point, {n} steps of conjugate gradient",
+    "neumann": "implicit gradient at the point, {n} products of the Neumann series",
+    "unroll": "{n} SGD steps from the point, differentiated",
+    "unroll-adam": "{n} Adam steps from the point, differentiated",
+    "sama": "a meta step of SAMA with {n} Adam steps, beside as many steps of plain training; peak with parameters and slots",
+    "run": "{n} SGD steps, nothing differentiated",
+    "run-adam": "{n} Adam steps, nothing differentiated",
+}
+
+SAME = ["case", "task", "dtype", "device_asked", "seed"]
+"""Rows that agree in these share a table."""
+
+
+def show(frame: pd.DataFrame, console: Console) -> None:
+    """Print a table for each task; then what the columns mean."""
+    rows = frame[frame["kind"] == "peers"]
+    if rows.empty:
+        return
+    groups = [with_ratios(group) for _, group in rows.groupby(SAME, sort=False, dropna=False)]
+    for group in sorted(groups, key=lambda g: list(ABOUT).index(g["method"].iloc[0])):
+        console.print(table(group))
+    console.print(
+        "error, cosine: to the same definition in float64 by plain autograd. ms: median of calls taken in turn in one process "
+        "(processor time on one CPU thread). MiB: exact peak of live tensors above what was there before. / best: ours to the "
+        f"fastest of the others (median of paired ratios), and to the lightest. Those whose error is above {WRONG:g} are "
+        "off, and no yardstick.",
+        style="dim",
+    )
+    busy = int(rows["busy"].eq(True).sum())
+    if busy:
+        console.print(f"{busy} of {len(rows)} rows: the machine was busy with other work.", style="yellow")
+
+
+def with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one task with ``wrong``, ``time_to_best`` and ``peak_to_best``: the latter of ours only."""
+    found = rows.assign(wrong=rows["relative_error"] > WRONG)
+    library = found["estimator"].str.partition(": ")[0]
+    ours = library == OURS
+    others = found[~ours & (found["status"] == "ok") & ~found["wrong"]]
+    found["library"] = library
+    for column, what in (("time_to_best", "to_first"), ("peak_to_best", "peak_bytes")):
+        best = others[what].min() if len(others) else float("nan")
+        found[column] = (found[what] / best).where(ours)
+    return found
+
+
+def table(rows: pd.DataFrame) -> Table:
+    """One task; `with_ratios` of it."""
+    made = Table(title=escape(title(rows)), title_justify="left", title_style="bold")
+    for head in ("library", "how", "error", "cosine", "ms", "/ best", "MiB", "/ best", "remarks"):
+        text = head in ("library", "how", "remarks")
+        made.add_column(head, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for _, row in rows.sort_values("library", key=lambda names: names != OURS, kind="stable").iterrows():
+        made.add_row(*line(row))
+    return made
+
+
+def title(rows: pd.DataFrame) -> str:
+    """What was done, to what."""
+    first = rows.iloc[0]
+    what = ABOUT[first["method"]].format(n=int(first["products_or_steps"]))
+    return f"{first['method']}: {what}; {first['case']}, {first['dtype']}, seed {first['seed']}"
+
+
+def line(row: pd.Series) -> list[str]:
+    """One contestant."""
+    library, _, variant = str(row["estimator"]).partition(": ")
+    if row["status"] != "ok":
+        why = str(row["reason"]).splitlines()[0]
+        return [escape(library), escape(variant), *["-"] * 6, f"[red]{escape(why)}[/]"]
+    version = f" {row['version']}" if library != OURS and row["version"] != "no metadata" else ""
+    remarks = [str(row["note"])] if row["note"] else []
+    if row["wrong"]:
+        remarks.insert(0, "[red]off[/]")
+    if pd.notna(row["outcome"]) and row["outcome"] not in ("budget", "done"):
+        remarks.append(str(row["outcome"]))
+
+    def number(x: float, text: str) -> str:
+        return "" if pd.isna(x) else text.format(x)
+
+    return [
+        escape(library + version), escape(variant), number(row["relative_error"], "{:.1e}"), number(row["cosine"], "{:.4f}"),
+        f"{row['seconds'] * 1e3:.3g}", number(row["time_to_best"], "{:.2f}"), f"{row['peak_bytes'] / 2**20:.3g}",
+        number(row["peak_to_best"], "{:.2f}"), "; ".join(remarks),
+    ]  # fmt: skip
