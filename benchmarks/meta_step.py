@@ -102,7 +102,7 @@ class MetaStep:
         with _attention(self.kernel):
             every = getattr(e, "every", 1)
             record = run(stage, self._start(), self.hparams, tail=e.tail, every=every, watch=self.watch)
-            found = hypergradient(problem.outer, [stage], [e], [record], self.hparams, throw=False)
+            found = hypergradient(problem.outer, [stage], [e], [record], self.hparams, throw=False, consume=True)
         for k, x in self._updated.items():
             x.grad = found.hparams[k]
         self.meta.step()

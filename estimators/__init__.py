@@ -5,7 +5,7 @@ from .baselines import Direct, Evolution, FiniteDifference, Plain, Random
 from .error_bound import Certificate, ErrorBound, NoBound, certify, error_bound
 from .errors import HypergradientError, NonFiniteError, NotApplicableError
 from .estimate import estimate, per_stage
-from .estimator import Cost, Estimator, ExtraUpdate, Hypergradient, Pullback, hypergradient, run_stages
+from .estimator import Cost, Estimator, ExtraUpdate, Hypergradient, MeanOf, Pullback, hypergradient, run_stages
 from .forward import Forward
 from .greedy import Greedy
 from .implicit import Implicit
@@ -71,7 +71,7 @@ __all__ = [
     "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "CentralDifference", "Certificate", "Claim", "ClipNorm", "Cost",
     "Dense", "Direct", "Entry", "ErrorBound", "Estimator", "Evolution", "ExtraUpdate", "FiniteDifference",
     "FixedPoint", "Forward", "Greedy", "Groups", "Hypergradient", "HypergradientError", "Identity", "Implicit", "Lion",
-    "Live", "MetaHead", "ModuleLoss", "Momentum", "MultiTask", "Muon", "NAdam", "Neumann", "NoBound", "NonFiniteError",
+    "Live", "MeanOf", "MetaHead", "ModuleLoss", "Momentum", "MultiTask", "Muon", "NAdam", "Neumann", "NoBound", "NonFiniteError",
     "NotApplicableError", "Nystrom", "Outcome", "Plain", "Problem", "Product", "Pullback", "RAdam", "RMSprop",
     "Random", "Record", "RidgeFit", "Rule", "Scheduled", "Solution", "Solver", "Stage", "State", "StepsFit", "Tartan",
     "Tree", "Unroll", "Wrapper", "adapt", "adaptation", "certify", "error_bound", "estimate", "from_module",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from . import tree
 from .errors import HypergradientError, NotApplicableError
 from .products import grad_trees, leaves
-from .rules import AnyRule, Slots, can_rewind, declares, init_tree, leaf_rules, leaf_steps, rewind_tree, step_tree
+from .rules import AnyRule, Rule, Slots, can_rewind, declares, init_tree, leaf_rules, leaf_steps, rewind_tree, step_tree
 from .solvers import Preconditioner
 from .stage import Record, Stage
 from .state import State
@@ -142,9 +142,9 @@ def state_before_last(stage: Stage, record: Record, hparams: Tree, names: Collec
 def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     """(du/dg)^T c of the last update u: SAMA's *adaptation*, exactly (Choe et al. 2023, sec. 3.2 and App. C).
 
-    It is taken from the slots after the step and the last gradient, by rewinding the rule, so that no copy from
-    before the step is needed; for a rule without ``rewind`` the recorded state is used. The paper prints it as a
-    diagonal; as a pullback it also holds for rules that mix coordinates.
+    It is taken from the slots after the step and the last gradient: by the rule's own ``derivative``, else by rewinding the
+    rule, so that no copy from before the step is needed; for a rule without ``rewind`` the recorded state is used. The paper
+    prints it as a diagonal; as a pullback it also holds for rules that mix coordinates.
 
     Args:
         cotangent: on the end.
@@ -155,23 +155,164 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     Raises:
         NotApplicableError: no step was taken, or the rule has no derivative.
     """
+    by_leaf = leaf_by_leaf(stage, record, hparams)
+    if by_leaf is not None:
+        found = {k: by_leaf(k, cotangent[k]) for k in by_leaf.leaves}
+        by_leaf.check(found)
+        return found
     adapted, grads = _adapted(stage, record, hparams, cotangent), cast(Tree, record.grad)
     if tree.any_nonzero(adapted) or not tree.any_nonzero(grads):
         return adapted
     if not tree.any_nonzero(_adapted(stage, record, hparams, tree.map_tree(torch.ones_like, record.end.params))):
-        names = names_of(stage.bind(hparams), grads, record.end.step - 1)
-        raise NotApplicableError(
-            f"the update of {names} has no derivative with respect to its gradient, or zero in every coordinate (a sign, "
-            "a detached gradient, a learning rate of 0; Adam's first step nearly is one): no estimator can differentiate "
-            "through it; use an Implicit estimator or SAMA(adapt=False)"
-        )
+        _refuse(stage, record, hparams, grads)
     return adapted
+
+
+def leaf_by_leaf(stage: Stage, record: Record, hparams: Tree, *, waiting: torch.dtype | None = None) -> Leafwise | None:
+    """`adapt` for one leaf after the other, if the rule mixes no coordinates; else None.
+
+    Args:
+        waiting: dtype in which the last gradient waits for its cotangent; its own if None. Half of it saves half of its bytes,
+            and rounds the part of the derivative that goes through a second moment.
+
+    Raises:
+        NotApplicableError: as `adapt`, but for a rule that only turns out to have no derivative.
+    """
+    if record.grad is None:
+        state_before_last(stage, record, hparams)  # which says that there is none
+    grads, rule, last = cast(Tree, record.grad), stage.bind(hparams), record.end.step - 1
+    rules = leaf_rules(rule, grads, last)
+    if getattr(rule, "transforms", False) or not all(declares(r, "diagonal") for r in rules.values()):
+        return None
+    check_differentiable(rule, grads, last)
+    before = None if all(map(_has_derivative, rules.values())) else record.states.get(last)
+    if before is None and not all(_has_derivative(r) or hasattr(r, "rewind") for r in rules.values()):
+        state_before_last(stage, record, hparams)  # which says what is missing
+    return Leafwise(stage, replace(record, states={}), hparams, rules, before, waiting)
+
+
+class Leafwise:
+    """The adaptation of a rule that mixes no coordinates; see `leaf_by_leaf`.
+
+    It lets go of a leaf's last gradient as it answers, so that of cotangent, gradient and answer no more than one leaf is
+    there twice, if nobody else holds them.
+
+    Attributes:
+        leaves: those that had a gradient in the last step.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        record: Record,
+        hparams: Tree,
+        rules: Mapping[str, Rule],
+        before: State | None,
+        waiting: torch.dtype | None,
+    ) -> None:
+        grads = cast(Tree, record.grad)
+        self.leaves = list(grads)
+        self._blame = (stage, replace(record, grad=None), hparams)
+        self._end, self._before, self._rules = record.end, before, rules
+        self._grads = dict(grads)
+        del record
+        for k in self.leaves if waiting is not None else ():
+            self._grads[k] = grads[k].to(waiting)
+        self._seen: list[
+            tuple[Tensor, Tensor]
+        ] = []  # of every piece: its gradient's and its derivative's largest entries
+
+    def __call__(self, leaf: str, cotangent: Tensor, overwrite: bool = False) -> Tensor:
+        """(du/dg)^T c of one leaf.
+
+        Args:
+            overwrite: write it over the cotangent, if that lies in memory as it should.
+        """
+        grad, end, rule = self._grads.pop(leaf), self._end, self._rules[leaf]
+        before = None if _has_derivative(rule) else self._before
+        at = end if before is None else before
+        t = end.update_number(leaf) - 1
+        param, slots = at.params[leaf], at.slots[leaf]
+        out = (
+            cotangent
+            if overwrite and cotangent.is_contiguous()
+            else cotangent.clone(memory_format=torch.contiguous_format)
+        )
+        with torch.no_grad():
+            if not _elementwise(rule, slots, param):
+                self._multiply(out, rule, grad, slots, t, param, before is not None)
+                return out
+            own = {name: x for name, x in slots.items() if x.shape == param.shape}
+            rest = {name: x for name, x in slots.items() if name not in own}
+            for o, g, p, *parts in tree.pieces(out, grad, param, *own.values()):
+                self._multiply(o, rule, g, {**rest, **dict(zip(own, parts, strict=True))}, t, p, before is not None)
+        return out
+
+    def _multiply(self, c: Tensor, rule: Rule, grad: Tensor, slots: Slots, t: int, param: Tensor, before: bool) -> None:
+        grad = grad.to(c.dtype)
+        if _has_derivative(rule):
+            slope = cast(Any, rule).derivative(grad, slots, t, param)
+        else:
+            if not before:
+                slots, param = cast(Any, rule).rewind(grad, slots, t, param)
+            slope = _slope(rule, grad, slots, t, param)
+        c.mul_(slope)
+        self._seen.append((_size(grad), _size(torch.as_tensor(slope, dtype=c.dtype, device=c.device))))
+
+    def check(self, adapted: Tree) -> None:
+        """Refuse a rule through which nothing came, and nothing could have.
+
+        Args:
+            adapted: all answers.
+
+        Raises:
+            NotApplicableError: all of them are zero, and so is the derivative, although there was a gradient.
+        """
+        if tree.any_nonzero(adapted) or not self._seen:
+            return
+        gradient, slope = (torch.stack(list(x)).ne(0).any() for x in zip(*self._seen, strict=True))
+        if tree.holds(gradient) and not tree.holds(slope):
+            _refuse(*self._blame, self.leaves)
+
+
+def _has_derivative(rule: Rule) -> bool:
+    """In closed form; a subclass may have another update, and does not inherit it."""
+    return "derivative" in vars(type(rule))
+
+
+def _elementwise(rule: Rule, slots: Slots, param: Tensor) -> bool:
+    """Whether a leaf can be looked at piece by piece: neither slots nor settings of some shape other than its own, but numbers."""
+    settings = [y for x in vars(rule).values() for y in (x if isinstance(x, tuple) else (x,)) if isinstance(y, Tensor)]
+    return all(x.dim() == 0 for x in settings) and all(x.dim() == 0 or x.shape == param.shape for x in slots.values())
+
+
+def _slope(rule: Rule, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Tensor:
+    """The diagonal of du/dg by autograd, at the state before the step."""
+    with torch.enable_grad():
+        leaf = grad.detach().requires_grad_()
+        change, _ = rule.update(leaf, slots, t, param)
+    if not change.requires_grad:
+        return torch.zeros_like(grad)
+    (found,) = torch.autograd.grad(change, leaf, torch.ones_like(change), allow_unused=True)
+    return torch.zeros_like(grad) if found is None else found
+
+
+def _size(x: Tensor) -> Tensor:
+    """Nothing but a zero tensor has 0; without a look at the values."""
+    return torch.maximum(x.amax(), -x.amin()) if x.numel() else x.new_zeros(())
+
+
+def _refuse(stage: Stage, record: Record, hparams: Tree, leaves: Collection[str]) -> NoReturn:
+    names = names_of(stage.bind(hparams), leaves, record.end.step - 1)
+    raise NotApplicableError(
+        f"the update of {names} has no derivative with respect to its gradient, or zero in every coordinate (a sign, "
+        "a detached gradient, a learning rate of 0; Adam's first step nearly is one): no estimator can differentiate "
+        "through it; use an Implicit estimator or SAMA(adapt=False)"
+    )
 
 
 def _adapted(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     """(du/dg)^T c of the last update, one part of the step after the other: no more than one is taken back at a time."""
-    if record.grad is None:
-        state_before_last(stage, record, hparams)  # which says that there is none
     grads, adapted = cast(Tree, record.grad), dict[str, Tensor]()
     for group in parts_of_a_step(stage.bind(hparams), grads):
         before = state_before_last(stage, record, hparams, group)
@@ -196,9 +337,7 @@ def adaptation(stage: Stage, record: Record, hparams: Tree) -> Preconditioner:
     """
     ones = tree.map_tree(torch.ones_like, record.end.params)
     diagonal = tree.scale(adapt(stage, record, hparams, ones), -1.0)  # also asks whether there is a derivative at all
-    rule = stage.bind(hparams)
-    rules = leaf_rules(rule, diagonal, record.end.step - 1).values()
-    if not getattr(rule, "transforms", False) and all(declares(r, "diagonal") for r in rules):
+    if leaf_by_leaf(stage, record, hparams) is not None:
         return Preconditioner(lambda c: {k: diagonal[k] * x for k, x in c.items()}, symmetric=True)
     before, rest = state_before_last(stage, record, hparams), tree.zeros_like(record.end.params)
     grads = cast(Tree, record.grad)

@@ -67,4 +67,4 @@ def estimate(
         tree.check(hparams, "hparams", problem.hparams)
     estimators = per_stage(estimator, len(problem.stages))
     records = run_stages(problem.stages, problem.start, hparams, estimators)
-    return hypergradient(problem.outer, problem.stages, estimators, records, hparams, throw=throw)
+    return hypergradient(problem.outer, problem.stages, estimators, records, hparams, throw=throw, consume=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -11,14 +11,38 @@ from torch import Tensor
 
 from . import tree
 from .errors import HypergradientError, NonFiniteError
-from .products import gradients
+from .products import BoundLoss, gradients, summed_gradients
 from .solvers import Outcome
-from .stage import Record, Stage, run, scalar
+from .stage import Record, Stage, identity, run, scalar
 from .state import State
 from .tree import Tree
 
 Outer = Callable[[Tree, Tree], Tensor]
 """(params, hparams) -> scalar: the outer (meta, validation) loss."""
+
+
+@dataclass(frozen=True)
+class MeanOf:
+    """An outer loss that is the mean of parts, such as the micro-batches of a validation batch.
+
+    `hypergradient` goes forward and backward through one part after the other, so that the activations of no two are there at
+    once. What it costs is one sum of gradients as large as the parameters: worth it if the activations are larger.
+
+    Args:
+        parts: outer losses, at least one.
+
+    Raises:
+        HypergradientError: there is none.
+    """
+
+    parts: Sequence[Outer]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise HypergradientError("MeanOf([]): give at least one outer loss")
+
+    def __call__(self, params: Tree, hparams: Tree) -> Tensor:
+        return torch.stack([part(params, hparams) for part in self.parts]).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +111,8 @@ class Estimator(Protocol):
     """An approximate pullback of a stage: frozen, keyword-built, pure.
 
     Optional: ``every``, the spacing of the states it wants recorded (see `run`); ``without_direct``, True if at the last
-    stage the direct outer gradient is left out, too (plain training).
+    stage the direct outer gradient is left out, too (plain training); ``absorb(stage, record, hparams) -> Absorption | None``,
+    what takes the cotangent's leaves as they arrive (None: it needs them all at once).
     """
 
     @property
@@ -98,8 +123,34 @@ class Estimator(Protocol):
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
         """Cotangent on ``record.end.params`` -> cotangents on hparams and start.
 
-        The caller keeps no reference to the cotangent, so that an estimator that copies the dict (not the tensors) and drops
-        its leaves as it goes frees them. It must not change the tensors: others may hold them.
+        The caller keeps no reference to cotangent and record, so that an estimator that copies their dicts (not the tensors)
+        and drops what they hold as it goes frees it. It must not change the tensors: others may hold them.
+        """
+        ...
+
+
+class Absorption(Protocol):
+    """A pullback whose cotangent comes leaf by leaf, as the outer backward pass finds it: never is it there as a whole beside
+    what is made of it.
+
+    Over data-parallel ranks what it makes of the leaves is averaged, not the leaves: it must be linear in them, and the same on all
+    ranks.
+
+    Attributes:
+        leaves: those whose cotangent it asks for.
+    """
+
+    leaves: Collection[str]
+
+    def absorb(self, leaf: str, cotangent: Tensor, overwrite: bool) -> Tensor:
+        """What takes the place of a leaf; the cotangent itself, written over, if ``overwrite`` allows it."""
+        ...
+
+    def pullback(self, absorbed: Tree) -> Pullback:
+        """See `Estimator.pullback`.
+
+        Args:
+            absorbed: what `absorb` made of all ``leaves``, to be used up; those that the outer loss does not read may be missing.
         """
         ...
 
@@ -151,6 +202,7 @@ def hypergradient(
     hparams: Tree,
     *,
     throw: bool = True,
+    consume: bool = False,
 ) -> Hypergradient:
     """Direct outer gradient + a reverse fold of pullbacks over the stages.
 
@@ -160,10 +212,12 @@ def hypergradient(
         hparams: lam, shared by all stages.
         throw: raise on a diverged series and on a pullback that is not finite. False leaves both to the reader of
             ``outcomes``.
+        consume: use the records up: last gradients and recorded states are let go of as soon as they have been used, if nobody
+            else holds them. The records serve no second call then.
 
     Raises:
         HypergradientError: lengths differ, the outer loss is no scalar, a hyperparameter influences nothing, an
-            estimator without a start cotangent has stages before it, or a series diverged.
+            estimator without a start cotangent has stages before it, a record was used up, or a series diverged.
         NonFiniteError: the outer loss, its gradient or a pullback is NaN or infinite.
     """
     if not all(isinstance(x, Sequence) for x in (stages, estimators, records)):
@@ -185,24 +239,26 @@ def hypergradient(
             )
     tree.check(hparams, "hparams")
     hparams = tree.detach(hparams)
-    end = records[-1].end.params
-    value, cotangent, direct = gradients(
-        lambda p, h: scalar(lambda: outer(p, h), "the outer loss", p, h),
-        end,
-        hparams,
-        wrt_params=end,
-        wrt_hparams=hparams,
-    )
+    handed = [_handed_over(record, consume=consume) for record in records]
+    ends = [record.end for record in records]
+    del records, record
+    absorb = getattr(estimators[-1], "absorb", None)
+    absorption: Absorption | None = None if absorb is None else absorb(stages[-1], handed[-1], hparams)
+    if absorption is not None:
+        handed.pop()
+    value, cotangent, direct = _outer_gradients(outer, ends[-1].params, hparams, absorption)
     if not tree.holds(torch.isfinite(value)):
         raise NonFiniteError(f"the outer loss is {float(value)} at the end of the last stage")
-    if not cotangent and not direct:
-        raise HypergradientError(
-            "the outer loss depends on neither params nor hparams: does it detach them, or read a closure?"
-        )
     reduce = stages[-1].reduce
     value = reduce({"value": value})["value"]
-    cotangent, direct = reduce(tree.fill(cotangent, end)), reduce(direct)
-    _finite(cotangent, "the outer gradient")
+    if absorption is None:
+        cotangent = tree.fill(cotangent, ends[-1].params)
+    elif reduce is not identity:
+        cotangent = tree.fill(
+            cotangent, {k: ends[-1].params[k] for k in absorption.leaves}
+        )  # the same leaves on all ranks
+    cotangent, direct = reduce(cotangent), reduce(direct)
+    _finite(cotangent, "the outer gradient" if absorption is None else "the outer gradient, or the rule's derivative,")
     _finite(direct, "the direct outer gradient")
     held: list[Tree | None] = [cotangent]  # an estimator gets the only reference: it may let go of leaves as it goes
     del cotangent
@@ -214,13 +270,16 @@ def hypergradient(
                 f"{type(estimators[i + 1]).__name__} gives no cotangent for the start of stage {i + 1}, so stage {i} "
                 "cannot be reached and its part would silently be zero: use Unroll() for the later stage"
             )
-        if i > 0 and records[i].end.step != stages[i].steps and any(records[i].end.slots.values()):
+        if i > 0 and ends[i].step != stages[i].steps and any(ends[i].slots.values()):
             raise HypergradientError(
                 f"stage {i} goes on from the optimizer state of stage {i - 1}, but only parameters carry a cotangent "
                 "between stages: run both as one stage, or start the later one from params alone"
             )
-        tree.check(held[0], f"cotangent on the end of stage {i}", records[i].end.params)
-        pulled = estimators[i].pullback(stages[i], records[i], hparams, cast(Tree, held.pop()))
+        if absorption is not None:
+            pulled, absorption = absorption.pullback(cast(Tree, held.pop())), None
+        else:
+            tree.check(held[0], f"cotangent on the end of stage {i}", ends[i].params)
+            pulled = estimators[i].pullback(stages[i], handed.pop(), hparams, cast(Tree, held.pop()))
         if throw and pulled.outcome is Outcome.DIVERGED:
             raise HypergradientError(
                 f"stage {i}, {estimators[i]}: {pulled.outcome.value} (residual {pulled.residual}, smallest "
@@ -270,6 +329,62 @@ def run_stages(
         records.append(run(stage, start, hparams, tail=estimator.tail, every=getattr(estimator, "every", 1)))
         start = records[-1].end.params
     return records
+
+
+def _handed_over(record: Record, *, consume: bool) -> Record:
+    """The same in dicts of its own, which whoever gets them may empty.
+
+    Raises:
+        HypergradientError: nothing is left of it.
+    """
+    if record.grad is not None and not record.grad:
+        raise HypergradientError(
+            "the record was used up by hypergradient(..., consume=True): run the stage again, or leave consume out"
+        )
+    grad = None if record.grad is None else dict(record.grad)
+    own = replace(record, grad=grad, states=dict(record.states))
+    if consume and record.grad is not None:
+        record.grad.clear()
+        record.states.clear()
+    return own
+
+
+def _outer_gradients(
+    outer: Outer, params: Tree, hparams: Tree, absorption: Absorption | None
+) -> tuple[Tensor, Tree, Tree]:
+    """Value, cotangent (or what was made of it) and direct gradient of the outer loss.
+
+    Raises:
+        HypergradientError: it depends on nothing, or is no scalar.
+    """
+    parts = outer.parts if isinstance(outer, MeanOf) else [outer]
+
+    def bound(part: Outer) -> BoundLoss:
+        def loss(p: Tree, h: Tree) -> Tensor:
+            found = scalar(lambda: part(p, h), "the outer loss", p, h)
+            return found / len(parts) if len(parts) > 1 else found
+
+        return loss
+
+    losses = [bound(part) for part in parts]
+    if absorption is None and len(parts) == 1:
+        value, cotangent, direct = gradients(losses[0], params, hparams, wrt_params=params, wrt_hparams=hparams)
+    else:
+        wanted = params if absorption is None else absorption.leaves
+        arrival = None if absorption is None else absorption.absorb
+        value, cotangent, direct = summed_gradients(
+            losses, params, hparams, wrt_params=wanted, wrt_hparams=hparams, arrival=arrival
+        )
+    if cotangent or direct or (absorption is not None and _reads(losses, params, hparams)):
+        return value, cotangent, direct
+    raise HypergradientError(
+        "the outer loss depends on neither params nor hparams: does it detach them, or read a closure?"
+    )
+
+
+def _reads(losses: Sequence[BoundLoss], params: Tree, hparams: Tree) -> bool:
+    """Whether they depend on any leaf, those that nobody asks for included."""
+    return any(gradients(loss, params, hparams, wrt_params=params)[1] for loss in losses)
 
 
 def _finite(a: Tree, what: str, *, throw: bool = True) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from . import tree
-from .adaptation import adapt, recorded_before_last, refuse_rule_hparams, state_before_last, young
+from .adaptation import adapt, leaf_by_leaf, recorded_before_last, refuse_rule_hparams, state_before_last, young
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, ExtraUpdate, Pullback
 from .implicit import last_objectives, mean_product
-from .products import CentralDifference, Product, reverse_over_reverse
+from .products import Arrival, BoundLoss, CentralDifference, Product, reverse_over_reverse
 from .rules import leaf_rules
 from .solvers import Outcome
 from .stage import Record, Stage
@@ -24,6 +25,71 @@ Adaptation = Callable[[Stage, Record, Tree, Tree], Tree]
 
 PUBLISHED_DIFFERENCE = CentralDifference(alpha=1.0)
 """The product of the SAMA paper (Table 4: alpha = 1)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OneProduct:
+    """One product with what is made of the cotangent leaf by leaf: the `Absorption` of T1T2 and SAMA.
+
+    Args:
+        leaves: those that the last step moved.
+        leaf: makes the tangent's leaf of the cotangent's.
+        product, losses, params, hparams: M^T at params, the mean of the losses'.
+        reduce: mean over data-parallel ranks.
+        outcome: what to report.
+        kept_bytes: what it needed recorded.
+        check: told the tangent, before it is used.
+    """
+
+    leaves: list[str]
+    leaf: Arrival
+    product: Product
+    losses: list[BoundLoss]
+    params: Tree
+    hparams: Tree
+    reduce: Callable[[Tree], Tree]
+    outcome: Outcome
+    kept_bytes: int = 0
+    check: Callable[[Tree], None] = lambda tangent: None
+
+    def absorb(self, leaf: str, cotangent: Tensor, overwrite: bool) -> Tensor:
+        """See `Absorption`."""
+        return self.leaf(leaf, cotangent, overwrite)
+
+    def pullback(self, absorbed: Tree, *, own: bool = True) -> Pullback:
+        """See `Absorption`.
+
+        Args:
+            own: ``absorbed`` may be written to.
+        """
+        self.check(absorbed)
+        if not absorbed:  # the outer loss reads no leaf that the last step moved
+            absorbed = {k: torch.zeros_like(self.params[k]) for k in self.leaves[:1]}
+        if own and isinstance(self.product, CentralDifference) and len(self.losses) == 1:
+            _, mixed = self.product.consuming(
+                self.losses[0], self.params, self.hparams, absorbed, wrt_hparams=self.hparams
+            )
+        else:
+            _, mixed = mean_product(
+                self.product, self.losses, self.params, self.hparams, absorbed, wrt_hparams=self.hparams
+            )
+        return Pullback(
+            hparams=self.reduce(mixed),
+            start=None,
+            outcome=self.outcome,
+            cost=Cost(products=len(self.losses), kept_bytes=self.kept_bytes),
+        )
+
+
+def _of_whole(pulling: OneProduct, cotangent: Tree) -> Pullback:
+    """The pullback of a cotangent that is there already, whose tensors others may hold."""
+    left = dict(cotangent)
+    del cotangent
+    return pulling.pullback({k: pulling.absorb(k, left.pop(k), False) for k in pulling.leaves})
+
+
+def _scaled(c: Tensor, by: float | Tensor, overwrite: bool) -> Tensor:
+    return c.mul_(by) if overwrite else c * by
 
 
 @dataclass(frozen=True)
@@ -49,6 +115,10 @@ class T1T2:
         Raises:
             NotApplicableError: no step was taken, or hyperparameters sit in the rule.
         """
+        return _of_whole(self.absorb(stage, record, hparams), cotangent)
+
+    def absorb(self, stage: Stage, record: Record, hparams: Tree) -> OneProduct:
+        """As `pullback`, of a cotangent that comes leaf by leaf (see `Absorption`)."""
         refuse_rule_hparams(stage, record, hparams, "T1T2")
         if record.grad is None:
             raise NotApplicableError(
@@ -56,14 +126,17 @@ class T1T2:
                 "Implicit estimator"
             )
         before = recorded_before_last(record)
-        rules = leaf_rules(stage.bind(hparams), record.grad, before.step)
-        tangent = {k: -r.lr * cotangent[k] for k, r in rules.items()}
-        _, mixed = self.product(stage.objective(before.step), before.params, hparams, tangent, wrt_hparams=hparams)
-        return Pullback(
-            hparams=stage.reduce(mixed),
-            start=None,
+        rates = {k: r.lr for k, r in leaf_rules(stage.bind(hparams), record.grad, before.step).items()}
+        return OneProduct(
+            leaves=list(rates),
+            leaf=lambda k, c, overwrite: _scaled(c, -rates[k], overwrite),
+            product=self.product,
+            losses=[stage.objective(before.step)],
+            params=before.params,  # the slots of that state are not needed
+            hparams=hparams,
+            reduce=stage.reduce,
             outcome=Outcome.APPROXIMATE,
-            cost=Cost(products=1, kept_bytes=tree.nbytes(before.params)),
+            kept_bytes=tree.nbytes(before.params),
         )
 
 
@@ -85,6 +158,8 @@ class SAMA:
             `adapt` takes its place, for ablations.
         product: form of the second-order product; the paper's is a central difference with alpha = 1.
         batches: average M over this many of the stream's last batches.
+        waiting: dtype in which the last gradient, as large as the parameters, waits for the outer gradient; its own if None.
+            `torch.bfloat16` saves half of its memory (of float32) and rounds what goes through the rule's second moment.
         extra_update: alpha, the norm of the extra update that the pullback carries; None: none.
 
     Raises:
@@ -94,6 +169,7 @@ class SAMA:
     adapt: bool | Adaptation = True
     product: Product = PUBLISHED_DIFFERENCE
     batches: int = 1
+    waiting: torch.dtype | None = None
     extra_update: float | None = None
 
     def __post_init__(self) -> None:
@@ -110,25 +186,49 @@ class SAMA:
         Raises:
             NotApplicableError: no step was taken, the rule has no derivative, or hyperparameters sit in it.
         """
+        pulling = self.absorb(stage, record, hparams)
+        if pulling is not None:
+            return _of_whole(pulling, cotangent)
+        assert record.grad is not None  # `absorb` has looked
+        if self.adapt:
+            tangent = (self.adapt if callable(self.adapt) else adapt)(stage, record, hparams, cotangent)
+        else:
+            tangent = {k: -cotangent[k] for k in record.grad}
+        extra = self._extra_update(stage, record, hparams, tangent)
+        found = self._pulling(stage, record, hparams, list(tangent), lambda k, c, overwrite: c).pullback(
+            tangent, own=False
+        )
+        return replace(found, extra_update=extra)
+
+    def absorb(self, stage: Stage, record: Record, hparams: Tree) -> OneProduct | None:
+        """As `pullback`, of a cotangent that comes leaf by leaf (see `Absorption`); None if the rule mixes coordinates, if a
+        function adapts, or for the extra update, which needs the last step as a whole."""
         refuse_rule_hparams(stage, record, hparams, "SAMA")
         if record.grad is None:
             raise NotApplicableError(
                 "SAMA uses the last update, and the stage took no step: give Stage(steps >= 1), or use an Implicit "
                 "estimator"
             )
-        if self.adapt:
-            adapted = adapt if self.adapt is True else self.adapt
-            tangent = adapted(stage, record, hparams, cotangent)
-        else:
-            tangent = {k: -cotangent[k] for k in record.grad}
-        losses = last_objectives(stage, record, self.batches)
-        _, mixed = mean_product(self.product, losses, record.end.params, hparams, tangent, wrt_hparams=hparams)
-        return Pullback(
-            hparams=stage.reduce(mixed),
-            start=None,
+        if self.extra_update is not None or callable(self.adapt):
+            return None
+        if not self.adapt:
+            return self._pulling(stage, record, hparams, list(record.grad), lambda k, c, o: _scaled(c, -1.0, o))
+        by_leaf = leaf_by_leaf(stage, record, hparams, waiting=self.waiting)
+        if by_leaf is None:
+            return None
+        pulling = self._pulling(stage, record, hparams, by_leaf.leaves, by_leaf)
+        return replace(pulling, check=by_leaf.check)
+
+    def _pulling(self, stage: Stage, record: Record, hparams: Tree, leaves: list[str], leaf: Arrival) -> OneProduct:
+        return OneProduct(
+            leaves=leaves,
+            leaf=leaf,
+            product=self.product,
+            losses=last_objectives(stage, record, self.batches),
+            params=record.end.params,
+            hparams=hparams,
+            reduce=stage.reduce,
             outcome=Outcome.YOUNG if self.adapt and young(stage, record, hparams) else Outcome.APPROXIMATE,
-            cost=Cost(products=len(losses)),
-            extra_update=self._extra_update(stage, record, hparams, tangent),
         )
 
     def _extra_update(self, stage: Stage, record: Record, hparams: Tree, tangent: Tree) -> ExtraUpdate | None:

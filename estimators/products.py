@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -103,6 +104,57 @@ def gradients(
         value = loss(theta, lam)
         d_params, d_hparams = grad_trees(value, [theta, lam])
     return value.detach(), d_params, d_hparams
+
+
+Arrival = Callable[[str, Tensor, bool], Tensor]
+"""(leaf, its gradient, whether nobody else holds that) -> what takes its place, the same tensor if one likes."""
+
+
+def summed_gradients(
+    losses: Sequence[BoundLoss],
+    params: Tree,
+    hparams: Tree,
+    *,
+    wrt_params: Collection[str] = (),
+    wrt_hparams: Collection[str] = (),
+    arrival: Arrival | None = None,
+) -> tuple[Tensor, Tree, Tree]:
+    """As `gradients` of the sum of ``losses``, of which no two hold memory at once: a backward pass follows each forward pass.
+
+    Args:
+        arrival: told of every leaf of params as the last backward pass is done with it, before the pass goes on to the
+            leaves of earlier layers.
+    """
+    arrived: Tree = {}
+    values: list[Tensor] = []
+
+    def take(x: Tensor, k: str) -> None:
+        grad, x.grad = cast(Tensor, x.grad), None
+        arrived[k] = grad if arrival is None else arrival(k, grad, _alone(grad))
+
+    with torch.enable_grad():
+        theta, lam = leaves(params, wrt_params), leaves(hparams, wrt_hparams)
+        wanted = [x for x in (*theta.values(), *lam.values()) if x.requires_grad]
+        for i, loss in enumerate(losses):
+            value = loss(theta, lam)
+            values.append(value.detach())
+            if i == len(losses) - 1:
+                for k in wrt_params:
+                    theta[k].register_post_accumulate_grad_hook(partial(take, k=k))  # type: ignore[no-untyped-call]
+            if value.requires_grad:
+                torch.autograd.backward(value, inputs=wanted)
+            del value
+    for k in wrt_params:
+        if theta[k].grad is not None:  # the last loss does not read it
+            take(theta[k], k)
+    d_params = {k: arrived[k] for k in theta if k in arrived}
+    return torch.stack(values).sum(), d_params, {k: x.grad for k, x in lam.items() if x.grad is not None}
+
+
+def _alone(x: Tensor) -> bool:
+    """Whether no other tensor lives in x's storage. (That x itself is nobody else's, torch has seen to in ``x.grad``.)"""
+    storage = x.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata) == 2  # x's, and that of the object asked here
 
 
 def _dual(x: Tensor, tangent: Tensor) -> Tensor:
@@ -350,25 +402,57 @@ class CentralDifference:
         wrt_params: Collection[str] = (),
         wrt_hparams: Collection[str] = (),
     ) -> tuple[Tree, Tree]:
+        return self.consuming(
+            loss, params, hparams, dict(tangent), own=False, wrt_params=wrt_params, wrt_hparams=wrt_hparams
+        )
+
+    def consuming(
+        self,
+        loss: BoundLoss,
+        params: Tree,
+        hparams: Tree,
+        tangent: Tree,
+        *,
+        own: bool = True,
+        wrt_params: Collection[str] = (),
+        wrt_hparams: Collection[str] = (),
+    ) -> tuple[Tree, Tree]:
+        """The product itself, which takes the tangent over: its leaves are dropped from the dict as the first point is made.
+
+        Args:
+            own: their memory may be written to, so that the points need none of their own.
+        """
         length = tree.norm(tangent)
         radius = torch.full_like(length, self.alpha)
         if self.relative:
             around = tree.norm(tree.select(params, tangent))
             radius = torch.where(around > 0, radius * around, radius)
         step = torch.where(length > 0, radius / length, 0.0)
+        point = dict(params)
+        for k in list(tangent):
+            v, by = tangent.pop(k), step.to(params[k].dtype)
+            point[k] = (v.mul_(by) if own else v * by).add_(params[k])
+            del v
+        moved = [k for k in params if point[k] is not params[k]]
 
-        def at(sign: int, mode: _StopGradients) -> tuple[Tree, Tree]:
-            moved = {k: x + sign * step.to(x.dtype) * tangent[k] if k in tangent else x for k, x in params.items()}
-            apart = sign < 0 and not self.share_randomness
-            return self._evaluate(loss, mode, moved, hparams, apart, wrt_params=wrt_params, wrt_hparams=wrt_hparams)
+        def gradient(at: Tree, mode: _StopGradients, apart: bool = False) -> tuple[Tree, Tree]:
+            return self._evaluate(loss, mode, at, hparams, apart, wrt_params=wrt_params, wrt_hparams=wrt_hparams)
 
         here = _StopGradients()
-        plus = at(+1, here)
+        plus = gradient(point, here)
         if here.values and self.hold_detached:
             here = _StopGradients()
             self._evaluate(loss, here, params, hparams)
-            plus = at(+1, _StopGradients(here.values))
-        minus = at(-1, _StopGradients(here.values if self.hold_detached else None))
+            plus = gradient(point, _StopGradients(here.values))
+        shared = {point[k].untyped_storage()._cdata for k in moved}
+        plus = cast(
+            Any,
+            tuple({k: x.clone() if x.untyped_storage()._cdata in shared else x for k, x in a.items()} for a in plus),
+        )
+        for k in moved:  # theta - e v = 2 theta - (theta + e v)
+            point[k].neg_().add_(params[k], alpha=2)
+        held = here.values if self.hold_detached else None
+        minus = gradient(point, _StopGradients(held), not self.share_randomness)
         per_step = length / (2 * radius)
 
         def difference(a: Tree, b: Tree) -> Tree:

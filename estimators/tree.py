@@ -7,7 +7,7 @@ which the second must hold as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -78,16 +78,38 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([torch.dot(_wide(x).reshape(-1), _wide(b[k]).reshape(-1)) for k, x in a.items()]).sum()
 
 
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The entries of tensors of one shape in pieces that fit a processor's cache, so that what is made of a piece is small.
+
+    Views of contiguous tensors, which may be written to; of others the entries are copied first.
+    """
+    length = (
+        2**16 if tensors[0].device.type == "cpu" else 2**22
+    )  # elsewhere a kernel's start costs more than a little memory
+    return zip(*(torch.split(x.reshape(-1), length) for x in tensors), strict=True)
+
+
+def _extremes(a: Mapping[str, Tensor]) -> Tensor:
+    """The smallest and the largest entry of every leaf, in a row; NaN where there is one. It makes nothing as large as a leaf."""
+    ends = [x.detach().reshape(-1) for x in a.values() if x.numel()]
+    return torch.stack([e for x in ends for e in (x.amin(), x.amax())])
+
+
 def largest(a: Mapping[str, Tensor]) -> Tensor:
     """Largest absolute entry, a 0-d tensor."""
-    return torch.stack([_wide(x).abs().max() for x in a.values() if x.numel()]).max()
+    return _wide(_extremes(a)).abs().max()
 
 
 def norm(a: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm, a 0-d tensor; scaled inside, so that 1e-30 in float32 does not underflow to 0."""
     top = largest(a)
     unit = torch.where(top > 0, top, torch.ones_like(top))
-    return unit * torch.stack([(_wide(x) / unit).square().sum() for x in a.values()]).sum().sqrt()
+    squares = [_square(_wide(x) / unit) for leaf in a.values() for (x,) in pieces(leaf)]
+    return unit * torch.stack(squares).sum().sqrt()
+
+
+def _square(x: Tensor) -> Tensor:
+    return torch.dot(x, x)
 
 
 def dtype_of(a: Mapping[str, Tensor]) -> torch.dtype:
@@ -143,7 +165,7 @@ def holds(condition: Tensor) -> bool:
 
 def all_finite(a: Mapping[str, Tensor]) -> bool:
     """Whether no leaf holds NaN or infinity (synchronises once; see `holds`)."""
-    return not a or holds(torch.stack([torch.isfinite(x).all() for x in a.values()]).all())
+    return not any(x.numel() for x in a.values()) or holds(torch.isfinite(_extremes(a)).all())
 
 
 def check_slots(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor]) -> None:
@@ -158,7 +180,7 @@ def check_slots(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor]) 
 
 def any_nonzero(a: Mapping[str, Tensor]) -> bool:
     """Whether any entry differs from 0 (synchronises once; see `holds`)."""
-    return bool(a) and holds(torch.stack([x.any() for x in a.values()]).any())
+    return any(x.numel() for x in a.values()) and holds(_extremes(a).ne(0).any())
 
 
 def check(a: Mapping[str, Tensor], what: str, like: Mapping[str, Tensor] | None = None) -> None:

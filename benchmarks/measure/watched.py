@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from estimators import Problem, Stage, Tree
+from estimators import MeanOf, Problem, Stage, Tree
 from estimators.multitask import MultiTask
 from estimators.stage import Batch
 
@@ -19,9 +19,12 @@ Inside = Callable[[], AbstractContextManager[object]]
 
 
 def within(fn: Callable[..., Any], inside: Inside) -> Callable[..., Any]:
-    """``fn``, every call of which runs in a fresh ``inside()``. A `MultiTask` loss stays one, since `Tartan` asks for it."""
+    """``fn``, every call of which runs in a fresh ``inside()``. A `MultiTask` loss stays one, since `Tartan` asks for it, and
+    a `MeanOf` one of parts."""
     if isinstance(fn, MultiTask):
         return _MultiTask(fn.tasks, fn.logits, fn.penalty, inside)
+    if isinstance(fn, MeanOf):
+        return MeanOf([within(part, inside) for part in fn.parts])
 
     @wraps(fn)
     def watched(*args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators import Problem, Stage, State, Tree
+from estimators import MeanOf, Problem, Stage, State, Tree
 from estimators.stage import Batch
 
 Optimizer = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
@@ -62,6 +62,9 @@ def with_autocast(workload: Workload, dtype: torch.dtype = torch.bfloat16) -> Wo
     kind = next(iter(workload.problem.hparams.values())).device.type
 
     def cast(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if isinstance(loss, MeanOf):
+            return MeanOf([cast(part) for part in loss.parts])
+
         def under(*args: Any) -> Tensor:
             # its cache of cast weights would tie a product's evaluations together, and hold them beyond one
             with torch.autocast(kind, dtype=dtype, cache_enabled=False):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
-from .parts import Betas, averages, coupled, earlier_averages, larger, root, where_live
+from .parts import Betas, averages, coupled, earlier_averages, is_zero, larger, root, where_live
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +64,22 @@ class Adam(Betas):
         if self.amsgrad:
             after["max_exp_avg_sq"] = larger(after["exp_avg_sq"], slots["max_exp_avg_sq"])
         return self._step(after, t), after
+
+    def derivative(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Tensor:
+        """-lr/(1-b1^t) [(1-b1) - (1-b2) m' g / (r c d)] / d with r = sqrt(s'), c = sqrt(1-b2^t), d = r/c + eps; 0 where s' is."""
+        if not self.decoupled_weight_decay and not is_zero(self.weight_decay):
+            grad = self._decayed_grad(grad, param - self._step(slots, t))
+        mean, square = slots["exp_avg"], slots["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
+        correction = (1 - self.beta2**t) ** 0.5
+        deviation = square.sqrt()
+        denominator = deviation / correction + self.eps
+        through_root = (
+            (1 - self.beta2) / correction * (mean / denominator) * (grad / deviation)
+        )  # two ratios: no underflow
+        if self.amsgrad:  # a maximum of an earlier step does not move
+            through_root = torch.where(square <= slots["exp_avg_sq"], through_root, 0.0)
+        slope = -self.lr / (1 - self.beta1**t) * ((1 - self.beta1) - through_root) / denominator
+        return torch.where(square > 0, slope, 0.0)
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         param = param - self._step(slots, t)

@@ -29,6 +29,9 @@ class AdamW(Adam):
         change, after = super().update(grad, slots, t, param)
         return change - self.lr * self.weight_decay * param, after
 
+    def derivative(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Tensor:
+        return super().derivative(grad, slots, t, param)  # decay beside the step has no part in it
+
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         before, moved = super().rewind(grad, slots, t, param)
         return before, moved / (1 - self.lr * self.weight_decay)

@@ -30,8 +30,11 @@ class Rule(Protocol):
     - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient. It is read
       from the class itself: a subclass with another update does not inherit the promise.
     - ``differentiable``: False for rules whose derivative is zero almost everywhere (sign methods).
-    - ``diagonal``: True if the change of a coordinate depends on that coordinate's gradient alone. Read from the class
-      itself, too.
+    - ``diagonal``: True if the change of a coordinate depends on that coordinate of gradient, slots and leaf alone, so that
+      a leaf can be looked at piece by piece. Read from the class itself, too.
+    - ``derivative(grad, slots, t, param) -> Tensor | Scalar``: d(change)/d(grad) of a ``diagonal`` rule, a number if it is one
+      and the same for all coordinates. It is given what ``rewind`` is given: slots and leaf *after* the step. What the class
+      itself does not define is taken from ``update`` by autograd.
     - ``settles``: how many first updates after a reset have a derivative of little use, mostly sign noise (Adam) or
       vanishing (g / |g|), at default decay rates: the share of negative entries of -d(change)/dg under noisy gradients
       falls below 6 %.

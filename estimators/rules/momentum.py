@@ -79,6 +79,10 @@ class Momentum:
         direction = grad + self.momentum * buffer if self.nesterov else buffer
         return -self.lr * direction, {"momentum_buffer": buffer}
 
+    def derivative(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Scalar:
+        buffer = 1.0 if t == 1 else self._fresh
+        return -self.lr * (1 + self.momentum * buffer if self.nesterov else buffer)
+
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         buffer = slots["momentum_buffer"]
         if self.nesterov:

@@ -43,5 +43,8 @@ class SGD:
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         return -self.lr * coupled(grad, self.weight_decay, param), {}
 
+    def derivative(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Scalar:
+        return -self.lr
+
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         return {}, (param + self.lr * grad) / (1 - self.lr * self.weight_decay)
