@@ -97,6 +97,11 @@ def line(row: pd.Series) -> list[str]:
 
     return [
         escape(library + version), escape(variant), number(row["relative_error"], "{:.1e}"), number(row["cosine"], "{:.4f}"),
-        f"{row['seconds'] * 1e3:.3g}", number(row["time_to_best"], "{:.2f}"), f"{row['peak_bytes'] / 2**20:.3g}",
+        short(row["seconds"] * 1e3), number(row["time_to_best"], "{:.2f}"), short(row["peak_bytes"] / 2**20),
         number(row["peak_to_best"], "{:.2f}"), "; ".join(remarks),
     ]  # fmt: skip
+
+
+def short(x: float) -> str:
+    """Three figures, without an exponent."""
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"

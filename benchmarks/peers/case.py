@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators import SGD, Adam, NotApplicableError, Problem, Stage, Tree, run
 from estimators.products import BoundLoss
@@ -64,7 +66,7 @@ def case_of(task: Task) -> Case:
     own = float(stage.rule.lr) if isinstance(stage.rule, kind) else None
     lr = task.lr or own or RATES[kind]
     workload = _trained_by_adam(made, lr, task.steps) if task.method == "sama" else None
-    last = stage.objective(task.settle - 1)
+    last = differentiable_twice(stage.objective(task.settle - 1))
     return Case(
         method=task.method, steps=task.steps, lr=lr, hparams=hparams, outer=problem.outer, record=record, workload=workload,
         params=record.end.params if workload is None else params,
@@ -89,8 +91,20 @@ def in_float64(case: Case, task: Task) -> Case:
 
 def _losses(stage: Stage, task: Task) -> list[BoundLoss]:
     if task.method in IMPLICIT:
-        return [stage.objective(task.settle - 1)]
+        return [differentiable_twice(stage.objective(task.settle - 1))]
+    if task.method.startswith("unroll"):
+        return [differentiable_twice(stage.objective(t)) for t in range(task.steps)]
     return [stage.objective(t) for t in range(task.steps + WARM_STEPS * (task.method == "sama"))]
+
+
+def differentiable_twice(loss: BoundLoss) -> BoundLoss:
+    """The loss with attention by the math kernel, the only one that has a second derivative: the peers leave that to the user."""
+
+    def under(params: Tree, hparams: Tree) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return loss(params, hparams)
+
+    return under
 
 
 def _only_stage(problem: Problem) -> Stage:
