@@ -33,8 +33,7 @@ def show(frame: pd.DataFrame, console: Console) -> None:
     rows = frame[frame["kind"] == "peers"]
     if rows.empty:
         return
-    groups = [with_ratios(group) for _, group in rows.groupby(SAME, sort=False, dropna=False)]
-    for group in sorted(groups, key=lambda g: list(ABOUT).index(g["method"].iloc[0])):
+    for group in tasks(frame):
         console.print(table(group))
     console.print(
         "error, cosine: to the same definition in float64 by plain autograd. ms: median of calls taken in turn in one process "
@@ -46,6 +45,13 @@ def show(frame: pd.DataFrame, console: Console) -> None:
     busy = int(rows["busy"].eq(True).sum())
     if busy:
         console.print(f"{busy} of {len(rows)} rows: the machine was busy with other work.", style="yellow")
+
+
+def tasks(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """`with_ratios` of the rows of each task, in the order of `ABOUT`."""
+    rows = frame[frame["kind"] == "peers"]
+    groups = [with_ratios(group) for _, group in rows.groupby(SAME, sort=False, dropna=False)]
+    return sorted(groups, key=lambda g: (list(ABOUT).index(g["method"].iloc[0]), g["products_or_steps"].iloc[0]))
 
 
 def with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -100,6 +106,22 @@ def line(row: pd.Series) -> list[str]:
         short(row["seconds"] * 1e3), number(row["time_to_best"], "{:.2f}"), short(row["peak_bytes"] / 2**20),
         number(row["peak_to_best"], "{:.2f}"), "; ".join(remarks),
     ]  # fmt: skip
+
+
+def summary(frame: pd.DataFrame) -> list[str]:
+    """Markdown: of each task our operating points, and of the others the fastest and the lightest that are not off."""
+    lines = ["| task | library | error | ms | / best | MiB | / best |", "|---|---|---|---|---|---|---|"]
+    for rows in tasks(frame):
+        fine = rows[rows["status"] == "ok"]
+        others = fine[(fine["library"] != OURS) & ~fine["wrong"]]
+        best = [others[column].idxmin() for column in ("seconds", "peak_bytes") if len(others)]
+        shown = fine[(fine["library"] == OURS) | fine.index.isin(best)]
+        for _, row in shown.sort_values("library", key=lambda names: names != OURS, kind="stable").iterrows():
+            library, variant, error, _, ms, faster, mib, lighter, _ = line(row)
+            task = f"`{row['method']}`, {int(row['products_or_steps'])}"
+            who = f"**{variant}**" if row["library"] == OURS else f"{library} {variant}"
+            lines.append(f"| {task} | {who} | {error or '-'} | {ms} | {faster or '-'} | {mib} | {lighter or '-'} |")
+    return lines
 
 
 def short(x: float) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from analysis import peer_tables, results
+from analysis.figures import peers
 from benchmarks import peer_cells
 from benchmarks.accuracy import compare
 from benchmarks.cells import Cell
@@ -217,6 +218,9 @@ def test_ratios_are_to_the_best_of_the_others(tmp_path: Path, monkeypatch: pytes
     assert ours["peak_to_best"] == pytest.approx(ours["peak_bytes"] / other["peak_bytes"])
     assert ours["time_to_best"] < 1 and ours["peak_to_best"] < 1
     assert other["time_to_best"] != other["time_to_best"]
+    lines = peer_tables.summary(results.load(tmp_path))[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["**Implicit(Neumann)**", "mine way"]
+    assert lines[1].split(" | ")[4] == "-"
 
 
 def test_problems_that_not_every_peer_can_be_given_are_refused() -> None:
@@ -261,6 +265,7 @@ def test_the_command_measures_a_problem_of_the_users_own(
         mine = frame[frame.index.get_level_values(1).str.startswith(f"{name}: ")]
         if len(mine) and not library.present:
             assert set(mine["status"]) == {"refused"} and "skipped: not installed" in said
+    assert "| **Implicit(CG)** |" in (tmp_path / "found" / "summary.md").read_text()
     assert main(["table", "found"]) == 0
     assert "conjugate gradient" in capsys.readouterr().out
 
@@ -284,6 +289,14 @@ def test_wrong_command_lines_are_explained(
     monkeypatch.chdir(tmp_path)
     assert main(["peers", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (9.5, 9.7), (3e-3, 0.4), (100.0, 9e4)])
+def test_axes_hold_all_and_have_round_ticks(low: float, high: float) -> None:
+    left, right = peers._limits(low, high)
+    assert left < low and right > high and right / left >= 2.5 * (1 - 1e-12)
+    ticks = peers._ticks(left, right)
+    assert ticks and len(ticks) <= 8 and all(left <= t <= right for t in ticks)
 
 
 def test_cells_of_a_method_share_a_process_and_methods_do_not() -> None:

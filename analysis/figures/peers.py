@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..peer_tables import ABOUT, SAME, with_ratios
+from ..peer_tables import tasks
 from ..style import LIBRARIES, OURS, SPARE, WIDTH, Look
 from .common import area, legend_below, not_shown
 
@@ -27,10 +27,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     counts = rows[rows["status"] == "ok"].groupby(place).size()
     best = counts.idxmax()
     mine = rows[(rows[place] == list(best)).all(axis=1)]
-    groups = [with_ratios(g) for _, g in mine.groupby(SAME, sort=False, dropna=False)]
-    groups = sorted(
-        (g for g in groups if (g["status"] == "ok").any()), key=lambda g: list(ABOUT).index(g["method"].iloc[0])
-    )
+    groups = [g for g in tasks(mine) if (g["status"] == "ok").any()]
     columns = min(COLUMNS, len(groups))
     lines = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(WIDTH, 2.0 * lines + 0.5), layout="constrained")

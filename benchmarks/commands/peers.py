@@ -44,7 +44,7 @@ class Peers:
     device: str = "cpu"
     """cpu, cuda or cuda:1."""
     out: Path = PEERS_OUT
-    """Folder for cells/, table.txt and figures/."""
+    """Folder for cells/, table.txt, summary.md and figures/."""
     budget: float = 2.0
     """Seconds of timing a contestant."""
     threads: int = 1
@@ -58,6 +58,8 @@ class Peers:
 def peers(command: Peers) -> int:
     """`peers`."""
     begin = time.perf_counter()
+    from analysis import peer_tables, results
+
     from ..cells import unwritable
     from ..isolated import Orders
     from ..plan import UnknownName
@@ -77,7 +79,9 @@ def peers(command: Peers) -> int:
     )  # fmt: skip
     with Progress(len(todo)) as progress:
         counts = sweep(todo, orders, progress.report)
-    status = show_results(command.out, ids={c.id for c in todo}, draw=True)
+    ids = {c.id for c in todo}
+    status = show_results(command.out, ids=ids, draw=True)
+    (command.out / "summary.md").write_text("\n".join(peer_tables.summary(results.load(command.out, ids=ids))) + "\n")
     print(
         f"\n{len(todo)} contestants: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
         + f". {time.perf_counter() - begin:.0f} s. Everything is in {command.out.resolve()}"
