@@ -42,6 +42,9 @@ FIELDS = {
     "bound_error": "bound.relative_error",
     "bound_angle": "bound.angle",
     "bound_by": "bound.by",
+    "error_bound": "error_bound.relative",
+    "error_bound_rigorous": "error_bound.rigorous",
+    "error_bound_reason": "error_bound.reason",
     "seconds": "cost.seconds",
     "gradient_seconds": "cost.gradient_seconds",
     "time_ratio": "cost.time_ratio",
@@ -109,7 +112,7 @@ FIELDS = {
 
 NUMBERS = (
     "cond", "meta_lr", "cosine", "relative_error", "direction_error", "angle", "norm_ratio", "run_error", "bound_error",
-    "bound_angle", "seconds", "gradient_seconds", "time_ratio", "run_seconds", "peak_bytes", "gradient_peak_bytes",
+    "bound_angle", "error_bound", "seconds", "gradient_seconds", "time_ratio", "run_seconds", "peak_bytes", "gradient_peak_bytes",
     "peak_ratio", "kept_bytes", "kept_ratio", "gradients", "products", "matvecs", "jobs", "seconds_in_all", "workers",
     "unroll", "batch", "params", "hparams", "throughput", "plain_throughput", "throughput_ratio", "throughput_ratio_low",
     "throughput_ratio_high", "meta_step_units", "rounds", "meta_peak", "plain_peak", "memory_ratio", "cuda_reserved",

@@ -15,10 +15,10 @@ from . import meta_tables, peer_tables
 from .style import order
 
 WIDTH = 210
-SPARE = {160: ("estimates", "kept / gradient"), 110: ("ms", "peak / gradient", "products")}
+SPARE = {160: ("estimates", "kept / gradient"), 110: ("ms", "peak / gradient", "products", "error bound")}
 """width -> what is left out below it, so that words are not cut."""
 COLUMNS = (
-    "estimator", "estimates", "cosine", "relative error", "ms", "time / gradient", "peak / gradient",
+    "estimator", "estimates", "cosine", "relative error", "error bound", "ms", "time / gradient", "peak / gradient",
     "kept / gradient", "products", "outcome",
 )  # fmt: skip
 SCALES = {"lr": " ×lr", "1/H": " ×H"}
@@ -48,7 +48,8 @@ def _show_points(frame: pd.DataFrame, console: Console) -> None:
         console.print(block(str(case), str(dtype), rows, spare))
     kept = "come on top" if spare else "(next column) come on top"
     console.print(
-        "Median over seeds \\[smallest..largest]. cosine, relative error: to the truth; undefined: the answer is 0. ms: "
+        "Median over seeds \\[smallest..largest]. cosine, relative error: to the truth; undefined: the answer is 0. error bound: of "
+        "the relative error, found without the truth. ms: "
         "the hypergradient alone, given the run. / gradient: in units of one plain training gradient, timed in turn "
         f"with it; peak: of the pullback alone, the kept states {kept}. products: second-order ones. ×lr, ×H: the "
         "estimate is scaled by definition, so its relative error says little.",
@@ -73,11 +74,13 @@ def save(frame: pd.DataFrame, path: Path) -> None:
 
 def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()) -> Table:
     """One problem instance, without the ``spare`` columns."""
-    fine = rows[rows["status"] == "ok"]
+    fine, narrow = rows[rows["status"] == "ok"], bool(spare)
     truths = ", ".join(sorted(set(fine["truth"].dropna()))) or "unknown"
     count = rows["seed"].nunique()
+    if fine["error_bound"].isna().all():
+        spare = {*spare, "error bound"}
     title = f"{escape(case)}, {dtype}, {count} seed{'s' * (count > 1)}; truth: {truths}"
-    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 0 if spare else 1))
+    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 0 if narrow else 1))
     shown = [i for i, name in enumerate(COLUMNS) if name not in spare]
     for name in (COLUMNS[i] for i in shown):
         text = name in ("estimator", "estimates", "outcome")
@@ -91,7 +94,7 @@ def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()
             refused.append(name)
             continue
         texts = line(name, mine)
-        if spare:
+        if narrow:
             texts[2] = texts[2].replace(" \\[", "\n\\[")  # the cosine
         table.add_row(*(texts[i] for i in shown))
     if refused:
@@ -115,6 +118,7 @@ def line(name: str, rows: pd.DataFrame) -> list[str]:
         str(fine["of"].iloc[0]),
         spread(fine["cosine"], lambda x: f"{x:.4f}", "undefined" if undefined else "not finite"),
         spread(fine["relative_error"], short) + scale,
+        spread(fine["error_bound"], short, "none") if fine["error_bound"].notna().any() else "",
         spread(fine["seconds"] * 1e3, short),
         spread(fine["time_ratio"], short),
         spread(fine["peak_ratio"], lambda x: f"{x:.1f}"),

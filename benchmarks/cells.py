@@ -136,7 +136,7 @@ def code_version(thing: Any, make: Any = None, kind: Kind = "point") -> str:
     elif kind == "peers":
         files = files.union(root.joinpath("peers").rglob("*.py"), [root / "meta_step.py"])
     else:
-        files |= {root / f"{name}.py" for name in ("accuracy", "path", "point", "theory")}
+        files |= {root / f"{name}.py" for name in ("accuracy", "certified", "path", "point", "theory")}
         files.add(root / "problems" / "reference.py")
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.as_posix()):

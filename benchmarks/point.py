@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from estimators import (
+    Certificate,
     Claim,
     Estimator,
     Hypergradient,
+    NoBound,
     NonFiniteError,
     Problem,
     Record,
@@ -26,7 +28,7 @@ from estimators import (
 )
 from estimators.stage import recorded_steps
 
-from . import theory
+from . import certified, theory
 from .accuracy import compare
 from .measure import paired_timing, peak_bytes, synchronise
 from .problems.reference import truth
@@ -87,6 +89,11 @@ class Instance:
         return None if exact is None else exact({k: x.double() for k, x in self.hparams.items()})
 
     @cached_property
+    def certificate(self) -> Certificate | NoBound:
+        """What bounds the error of every estimator here without the truth, or why nothing does."""
+        return certified.certificate(self.problem, self.records, self.hparams)
+
+    @cached_property
     def setting(self) -> theory.Setting | None:
         return theory.setting(self.problem, self.records[0], self.hparams)
 
@@ -140,6 +147,7 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
         "accuracy_on_run": on_run,
         "condition": None if found is None else found.condition,
         "bound": None if found is None else theory.bound(found, estimators[0]),
+        "error_bound": certified.bound(instance.certificate, answer, estimators[0]),
         "size": {"params": _count(records[0].end.params), "hparams": _count(hparams), "steps": [s.steps for s in problem.stages]},
         "cost": {
             "seconds": timing.seconds,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -90,6 +91,7 @@ class Certificate:
         mixed: upper bound on ||M||.
         cotangent: ||c|| at the end.
         doubt, rigorous: see `ErrorBound`.
+        rounding: of an implicit gradient computed in this dtype.
         first_order: of the gap, from ||dL/dtheta|| at the end alone.
         arrives: ||c_k|| / ||c||, what is left of the cotangent where an unroll cuts the run; None if it cannot be told.
         products: second-order ones that all this took, those of the outer loss included.
@@ -105,6 +107,7 @@ class Certificate:
     cotangent: float
     doubt: float
     rigorous: bool
+    rounding: float
     first_order: float
     arrives: Callable[[Unroll], float | None]
     products: int
@@ -140,7 +143,7 @@ class Certificate:
             relative = _residual(answer, estimator, self.mu)
         elif isinstance(estimator, Unroll):
             relative = self.arrives(estimator)
-        return None if relative is None else self.mixed * relative * self.cotangent / self.mu
+        return None if relative is None else self.mixed * relative * self.cotangent / self.mu + self.rounding
 
 
 def error_bound(
@@ -213,13 +216,14 @@ def certify(
     mu = min([curvature.lowest, *(float(s.ritz[0][0]) for s in spaces)])
     if not mu > 0:
         return _indefinite(curvature)
-    norm = lanczos(at.gram, random_start(at.smaller, seed + 1, at.gradient), max(products // 2, 1))
+    half = products if at.smaller <= products else max(products // 2, 1)
+    norm = lanczos(at.gram, random_start(at.smaller, seed + 1, at.gradient), half)
     mixed = math.sqrt(max(norm.top, 0.0))
     solved = [_implicit(outer, stage, system, solve) for system in (here, at)]
     if None in solved:
         return _indefinite(spaces[-1])
     first, last = cast(list[_Solved], solved)
-    bend = lanczos(last.outer_hessian, random_start(at.size, seed + 2, at.gradient), max(products // 2, 1))
+    bend = lanczos(last.outer_hessian, random_start(at.size, seed + 2, at.gradient), half)
     outer_curvature = max(abs(bend.highest), abs(bend.lowest))
     eps = torch.finfo(tree.dtype_of(end)).eps
     apart = float(torch.linalg.vector_norm(here.flat - at.flat))
@@ -238,14 +242,16 @@ def certify(
         end=first.hparams, end_slack=mixed * first.residual / mu + rounding,
         optimum=last.hparams, slack=mixed * last.residual / mu + slope * at.slope / mu + rounding,
         mu=mu, top=curvature.highest, mixed=mixed, cotangent=first.cotangent, doubt=curvature.doubt,
-        rigorous=curvature.exhausted and norm.exhausted and stationary, first_order=slope * here.slope / mu + rounding,
-        arrives=lambda unroll: _arrives(unroll, stage, record, hparams, first.at_end, spectrum(mu, curvature.highest)),
+        rigorous=curvature.exhausted and norm.exhausted and stationary, rounding=rounding, first_order=slope * here.slope / mu + rounding,
+        arrives=partial(  # no lambda, which would hold the graphs
+            _arrives, stage=stage, record=record, hparams=hparams, cotangent=first.at_end, ends=(mu, curvature.highest)
+        ),
         products=sum(s.products for s in systems) + len(bend.diagonal),
     )  # fmt: skip
 
 
 def _arrives(
-    unroll: Unroll, stage: Stage, record: Record, hparams: Tree, cotangent: Tree, grid: Tensor
+    unroll: Unroll, *, stage: Stage, record: Record, hparams: Tree, cotangent: Tree, ends: tuple[float, float]
 ) -> float | None:
     """||c_k|| / ||c|| where k steps end. H constant, the sum that was taken has just this residual, whatever the rule:
     a step adds x and takes H x off the cotangent.
@@ -256,7 +262,7 @@ def _arrives(
     steps = stage.steps if unroll.last is None else min(unroll.last, stage.steps)
     rule = None if is_wrapper(stage.rule) or stage.rule_reads_hparams else stage.rule
     if rule is not None and linear_rule(rule):
-        return residual_polynomial(rule, steps, grid)
+        return residual_polynomial(rule, steps, spectrum(*ends))
     whole = replace(stage, steps=steps)
     try:
         start = replace(unroll, last=None).pullback(whole, record, hparams, dict(cotangent)).start

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "mutations.md"
 TESTS = ["test_gate", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
          "test_rules_derivatives", "test_definitions", "test_solvers", "test_products", "test_adaptation", "test_rules",
-         "test_composed", "test_truth", "test_randomness", "test_properties", "test_contract", "test_bad_input", "test_edge_cases",
+         "test_composed", "test_truth", "test_error_bound", "test_randomness", "test_properties", "test_contract", "test_bad_input", "test_edge_cases",
          "test_sharded"]  # fmt: skip
 
 
@@ -51,6 +51,16 @@ MUTATIONS = [
     Mutation("implicit-sum-of-batches", "implicit.py",
              "return tree.scale(rows, 1 / len(losses)), tree.scale(mixed, 1 / len(losses))", "return rows, mixed",
              "sum instead of mean over batches"),
+    Mutation("bound-other-end", "lanczos.py", "vectors[-1, i].abs()", "vectors[0, i].abs()",
+             "a Ritz value's residual from the wrong end of its eigenvector"),
+    Mutation("bound-no-spread", "lanczos.py", "room / (spread + 2 * room)", "room / spread * 4",
+             "the probability that a small curvature was not seen, too small"),
+    Mutation("bound-end-for-optimum", "error_bound.py", "_apart(found, self.optimum) + self.slack, solve + gap", "_apart(found, self.end) + self.slack, solve + gap",
+             "the gap between the end of the run and the optimum left out of the error bound"),
+    Mutation("bound-no-decay", "error_bound.py", "rows[k] + self._decays[k] * at[k] if k in self._decays else rows[k]", "rows[k]",
+             "coupled weight decay left out of the bound's system"),
+    Mutation("bound-damped-residual", "error_bound.py", "pulled.residual + damping * (1 + pulled.residual) / (mu + damping)", "pulled.residual",
+             "the residual of the damped system taken for that of the system"),
     Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, z)",
              "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, tree.axpy(a.to(dtype), hp, r))",
              "direction from the old residual (betty 0.1.1, moskomule/hypergrad)"),

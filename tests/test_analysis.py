@@ -117,6 +117,24 @@ def test_older_results_stay_when_they_are_asked_for(folder: Path) -> None:
     assert load(folder, ids=[]).empty
 
 
+def test_the_table_shows_the_error_bound_beside_the_error_where_there_is_one(folder: Path, tmp_path: Path) -> None:
+    def printed() -> str:
+        save(load(folder), tmp_path / "table.txt")
+        return (tmp_path / "table.txt").read_text()
+
+    assert "┃ error bound" not in printed().replace("  ", " ")
+    cell = Cell(estimator="cg", problem="biased_regression", settings={"cond": 2.0}, seed=0)
+    cells.write(cell.file(folder), result(cell, 0.5, error_bound={"relative": 0.625, "rigorous": True}))
+    other = Cell(estimator="sama", problem="biased_regression", settings={"cond": 2.0}, seed=0)
+    cells.write(other.file(folder), result(other, 0.5, error_bound={"reason": "no strict minimum"}))
+    frame = load(folder)
+    assert set(frame["error_bound"].dropna()) == {0.625}
+    assert set(frame["error_bound_reason"].dropna()) == {"no strict minimum"}
+    text = printed()
+    assert "error bound" in text.splitlines()[2]
+    assert "0.62 (2 none)" in text
+
+
 def test_the_table_shows_spread_and_reasons(folder: Path, tmp_path: Path) -> None:
     save(load(folder), tmp_path / "table.txt")
     text = (tmp_path / "table.txt").read_text()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.point import Effort, Instance, measure
 from benchmarks.problems import PROBLEMS, truth
 from estimators import (
     CG,
@@ -34,6 +37,8 @@ from estimators import (
     error_bound,
     gradients,
     hypergradient,
+    per_stage,
+    registry,
     run,
 )
 from estimators.lanczos import lanczos, random_start
@@ -315,6 +320,35 @@ def test_there_is_none_without_a_strict_minimum(stage: Stage, words: str) -> Non
     record = run(stage, start, lam)
     found = certify(lambda p, h: p["w"].sum(), stage, record, lam)
     assert isinstance(found, NoBound) and words in found.reason
+
+
+def test_rows_carry_it_and_say_why_not() -> None:
+    effort = Effort(budget=0.0, least=1, most=1)
+    for dtype in (torch.float64, torch.float32):
+        made = PROBLEMS["log_ridge"].make(dtype=dtype, tolerance=1e-4)
+        for name in ("cg", "unroll-truncated", "sama"):
+            entry = registry[name]
+            row = measure(Instance(made), per_stage(entry.estimator, 1), entry.claim, effort)
+            found = row["error_bound"]
+            assert row["accuracy"]["relative_error"] <= found["relative"], (dtype, name)
+            assert found["relative"] <= 1.01 * row["accuracy"]["relative_error"] + 1e-6
+            assert found["rigorous"] and found["products"] <= 7 * 30
+    for problem, words in (
+        ("noisy_quadratic", "in the rule"),
+        ("digits_label_noise", "of the run"),
+        ("two_stage_quadratic", "stages"),
+    ):
+        instance = Instance(PROBLEMS[problem].make(steps=3) if "two" not in problem else PROBLEMS[problem].make())
+        row = measure(instance, per_stage("unroll", len(instance.problem.stages)), registry["unroll"].claim, effort)
+        assert words in row["error_bound"]["reason"]
+
+
+def test_the_example_in_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "error_bound.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+    exec(compile(example, "error_bound.md", "exec"), {})
+    assert capsys.readouterr().out.count("ErrorBound(") == 2
+    assert {f.name for f in fields(ErrorBound)} <= set(re.findall(r"`([a-z_]+)`", text)) | {"mu"}
 
 
 def test_lanczos_is_the_dense_eigenproblem() -> None:

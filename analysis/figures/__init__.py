@@ -21,6 +21,7 @@ from . import (
     study_adapted_series,
     study_appendix_c,
     study_difference,
+    study_error_bound,
     study_extra_update,
     study_greedy_digits,
     study_greedy_quadratic,
@@ -46,6 +47,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
 STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "ablation": study_ablation.draw,
     "difference": study_difference.draw,
+    "error_bound": study_error_bound.draw,
     "extra_update": study_extra_update.draw,
     "randomness": study_randomness.draw,
     "adapted_series": study_adapted_series.draw,
