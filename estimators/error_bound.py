@@ -419,10 +419,8 @@ def _residual(answer: Hypergradient, estimator: Implicit, mu: float) -> float | 
     told = (Outcome.CONVERGED, Outcome.BUDGET, Outcome.APPROXIMATE, Outcome.MISSED)
     if pulled.residual is None or estimator.adapt or pulled.outcome not in told:
         return None
-    damping = float(getattr(estimator.solver, "damping", 0.0))
-    return pulled.residual + damping * (1 + pulled.residual) / (
-        mu + damping
-    )  # damping y, and ||y|| <= (||c|| + ||r||) / (mu + damping)
+    damping, relative = float(getattr(estimator.solver, "damping", 0.0)), pulled.residual
+    return relative + damping * (1 + relative) / (mu + damping)  # the damped system's, and damping ||y||
 
 
 def _indefinite(space: Krylov) -> NoBound:

@@ -59,7 +59,7 @@ MUTATIONS = [
              "the gap between the end of the run and the optimum left out of the error bound"),
     Mutation("bound-no-decay", "error_bound.py", "rows[k] + self._decays[k] * at[k] if k in self._decays else rows[k]", "rows[k]",
              "coupled weight decay left out of the bound's system"),
-    Mutation("bound-damped-residual", "error_bound.py", "pulled.residual + damping * (1 + pulled.residual) / (mu + damping)", "pulled.residual",
+    Mutation("bound-damped-residual", "error_bound.py", "return relative + damping * (1 + relative) / (mu + damping)", "return relative",
              "the residual of the damped system taken for that of the system"),
     Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, z)",
              "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, tree.axpy(a.to(dtype), hp, r))",

@@ -363,6 +363,24 @@ def test_lanczos_is_the_dense_eigenproblem() -> None:
     assert residual == pytest.approx(float((b - h @ x).norm()), rel=1e-9)
 
 
+def test_a_ritz_value_is_off_by_its_residual_and_doubt_is_the_theorem() -> None:
+    n, k = 50, 7
+    h = torch.diag(torch.linspace(1, 30, n, dtype=torch.float64))
+    space = lanczos(lambda v: h @ v, random_start(n, 0, h), k)
+    values, vectors = space.ritz
+    ends = []
+    for i in (0, -1):
+        x = vectors[:, i] @ space.basis
+        ends.append(float((h @ x - values[i] * x).norm()))
+    assert float(values[0]) - space.lowest == pytest.approx(ends[0], rel=1e-9)
+    assert space.highest - float(values[-1]) == pytest.approx(ends[1], rel=1e-9)
+    flat = lanczos(lambda v: 100 * v + h @ v, random_start(n, 0, h), k)
+    room, spread = float(flat.ritz[0][0]) - flat.lowest / 2, float(flat.ritz[0][-1] - flat.ritz[0][0])
+    eps = (math.log(2 * 1.648 * n**0.5 / flat.doubt) / (2 * k - 1)) ** 2
+    assert 0 < flat.doubt < 0.1
+    assert eps * spread / (1 - 2 * eps) == pytest.approx(room, rel=1e-9)  # 2 eps of the true spread are missing
+
+
 def test_doubt_is_no_smaller_than_the_share_of_failures() -> None:
     """A curvature that few starts show: 1 among many of 100, in 400 dimensions."""
     n, k = 400, 8
