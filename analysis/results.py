@@ -86,6 +86,13 @@ FIELDS = {
     "plain_split": "memory.plain_split",
     "cuda_reserved": "memory.cuda.reserved_bytes",
     "cuda_before": "memory.cuda.before_bytes",
+    "error_bound_angle": "error_bound.angle",
+    "gradient_ratio": "gradient_ratio",
+    "control": "claim.control",
+    "code": "code",
+    "run_ratio": "time.ratio",
+    "meta_seconds": "time.seconds",
+    "predicted": "memory.predicted",
     "nonfinite": "nonfinite",
     "jobs": "environment.jobs",
     "busy": "environment.busy",
@@ -116,7 +123,8 @@ NUMBERS = (
     "peak_ratio", "kept_bytes", "kept_ratio", "gradients", "products", "matvecs", "jobs", "seconds_in_all", "workers",
     "unroll", "batch", "params", "hparams", "throughput", "plain_throughput", "throughput_ratio", "throughput_ratio_low",
     "throughput_ratio_high", "meta_step_units", "rounds", "meta_peak", "plain_peak", "memory_ratio", "cuda_reserved",
-    "cuda_before", "to_first", "products_or_steps", "size_params", "size_hparams",
+    "cuda_before", "to_first", "products_or_steps", "size_params", "size_hparams", "error_bound_angle",
+    "gradient_ratio", "run_ratio", "meta_seconds",
 )  # fmt: skip
 
 
@@ -130,7 +138,7 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
     Of results that differ in the registered estimator, the version of the code or the length of the path only, the
     newest is kept (of those in ``ids``). An estimator that a sweep gave several values of a field is several, "cg(solver.steps=5)"
     and so on; ``name`` is what it is registered as. ``frame.attrs["damaged"]`` names the files that could not be read: they are
-    left out.
+    left out; ``frame.attrs["limits"]`` is what the last `advise` had to keep to, if it was asked here.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -138,12 +146,14 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}")
-    rows, damaged = [], []
+    rows, damaged, asked = [], [], []
     for file in sorted(path.rglob("*.json")):
-        if file.parent.name == "sweeps":  # how they were asked for, not what was found
-            continue
         try:
             content = json.loads(file.read_text())
+            if file.parent.name == "sweeps":  # how they were asked for, not what was found
+                if content["grid"]["kind"] == "advice":
+                    asked.append((content["began"], content["grid"]["meta"]["limits"][0]))
+                continue
             if content["schema"] not in SCHEMAS:
                 raise ValueError("unknown schema")
             rows.append(_row(content))
@@ -192,6 +202,8 @@ def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
     )
     frame = frame.drop(columns="_rank").reset_index(drop=True)
     frame.attrs["damaged"] = damaged
+    if asked:
+        frame.attrs["limits"] = max(asked, key=lambda entry: entry[0])[1]
     return frame
 
 

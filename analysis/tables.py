@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import meta_tables, peer_tables
+from . import advice, meta_tables, peer_tables
 from .style import order
+from .text import short
 
 WIDTH = 210
 SPARE = {160: ("estimates", "kept / gradient"), 110: ("ms", "peak / gradient", "products", "error bound")}
@@ -30,10 +31,14 @@ def show(frame: pd.DataFrame, console: Console | None = None) -> None:
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=WIDTH)
-    if not frame["kind"].isin(["meta", "peers"]).all():
+    if not frame["kind"].isin(["meta", "peers", "advice"]).all():
         _show_points(frame, console)
     meta_tables.show(frame, console)
     peer_tables.show(frame, console)
+    if frame["kind"].eq("advice").any():
+        for (case, dtype), rows in frame[frame["kind"] == "advice"].groupby(["case", "dtype"], sort=False):
+            advice.show(advice.advise(rows, frame.attrs.get("limits")), console, head=f"{case}, {dtype}")
+        frame = frame[frame["kind"] != "advice"]
     if (frame["jobs"] > 1).any():
         console.print(
             "Some timings were taken with several processes at a time: compare them with care.", style="yellow"
@@ -136,15 +141,6 @@ def spread(values: pd.Series, write: Callable[[float], str], missing: str = "not
     low, middle, high = (write(x) for x in (known.min(), known.median(), known.max()))
     lost = f" ({len(values) - len(known)} {missing})" if len(known) < len(values) else ""
     return (middle if low == high else f"{middle} \\[{low}..{high}]") + lost
-
-
-def short(x: float) -> str:
-    """Two or three digits, exponents only where needed."""
-    if x == 0:
-        return "0"
-    if abs(x) < 1e-3 or abs(x) >= 1e5:
-        return f"{x:.0e}"
-    return f"{x:.0f}" if abs(x) >= 99.5 else f"{x:.2g}"
 
 
 def _brief(text: str) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ SCHEMA = 1
 
 FINISHED = ("ok", "failed", "refused")
 
-Kind = Literal["point", "path", "meta", "peers"]
+Kind = Literal["point", "path", "meta", "peers", "advice"]
 
 TOGETHER = ("meta", "peers")
 """Kinds whose cells of one instance can share a process and be timed in turns."""
@@ -35,17 +35,19 @@ AUTOCAST = "bfloat16-autocast"
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One estimator at one instance of one problem: a *point*, a *path* of meta steps from it, the cost of one *meta* step, or
-    one library's way of a task beside its *peers*.
+    one library's way of a task beside its *peers*, or what `advise` needs to know.
 
     Attributes:
         estimator: registered name.
-        problem: registered name; of a workload for "meta".
+        problem: registered name; of a workload for "meta"; any that `benchmarks.own_problem.find` knows for "advice".
         settings: what ``make`` is called with beside seed, dtype and device.
         seed: of the problem.
         dtype: "float64", "float32", or `AUTOCAST`.
         kind: "point" measures one hypergradient; "path" follows it with a meta optimizer (Figure 5 of SAMA); "meta" takes the
-            throughput and the memory of a whole meta step of a workload; "peers" is `benchmarks.peers`.
-        meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``; for "peers", the task.
+            throughput and the memory of a whole meta step of a workload; "peers" is `benchmarks.peers`; "advice" takes error and
+            cost of one hypergradient on any problem of one stage.
+        meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``; for "peers", the task; for
+            "advice", the id of the ``reference``, and whether ``costs`` are taken and a ``bound``, or what it is a reference ``of``.
         device: "cpu", "cuda", "cuda:1", ...
         fields: of the estimator, in place of what is registered, dotted: ``{"solver.steps": 5}``.
         workers: data-parallel processes ("meta" only).
@@ -128,11 +130,12 @@ def code_version(thing: Any, make: Any = None, kind: Kind = "point") -> str:
     root = Path(__file__).resolve().parent
     files = set(root.parent.joinpath("estimators").rglob("*.py")) | _sources(thing)
     files = files.union(*map(_imported, _sources(make)), root.joinpath("measure").rglob("*.py"))
-    if kind == "meta":
+    if kind in ("meta", "advice"):
         files |= {
             f for name in ("meta_cells", "meta_step", "throughput", "ranks") if (f := root / f"{name}.py").is_file()
         }
         files.add(root / "workloads" / "base.py")
+        files |= {root / "accuracy.py", *root.joinpath("advise").glob("*.py")} if kind == "advice" else set()
     elif kind == "peers":
         files = files.union(root.joinpath("peers").rglob("*.py"), [root / "meta_step.py"])
     else:
@@ -231,10 +234,12 @@ def finished(cell: Cell, out: Path) -> str | None:
         return None  # absent or damaged: it is measured again
 
 
-def forget_failed(todo: Iterable[Cell], out: Path) -> None:
-    """Remove the rows of cells that failed, so that they are measured again."""
+def forget_failed(todo: Iterable[Cell], out: Path, kinds: Collection[Failure] | None = None) -> None:
+    """Remove the rows of cells that failed, in one of these ways if they are given, so that they are measured again."""
     for cell in todo:
-        if finished(cell, out) == "failed":
+        if finished(cell, out) == "failed" and (
+            kinds is None or json.loads(cell.file(out).read_text())["failure"] in kinds
+        ):
             cell.file(out).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``hypergradbench run | sweep | show | study | claims | peers | list | table | figures``, or ``python -m benchmarks``.
+"""The command line: ``hypergradbench run | sweep | advise | peers | show | study | ...``, or ``python -m benchmarks``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
+from .commands.advise import Advise, advise
 from .commands.again import Figures, Table, again
 from .commands.claims import Claims, claims
 from .commands.names import List, show_list
@@ -26,6 +27,7 @@ Command = (
     Annotated[Run, subcommand("run")]
     | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Show, subcommand("show")]
+    | Annotated[Advise, subcommand("advise")]
     | Annotated[Study, subcommand("study")]
     | Annotated[Claims, subcommand("claims")]
     | Annotated[Peers, subcommand("peers")]
@@ -59,6 +61,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return sweep(command, args)
         if isinstance(command, Show):
             return show(command)
+        if isinstance(command, Advise):
+            return advise(command, args)
         if isinstance(command, Study):
             return study(command)
         if isinstance(command, Claims):

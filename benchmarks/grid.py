@@ -42,7 +42,8 @@ class Grid:
     Attributes:
         name: of the sweep; its results go to ``results/NAME`` unless told otherwise.
         about: what it is for, in words.
-        kind: "point" (error and cost of one hypergradient) or "meta" (throughput and memory of a meta step).
+        kind: "point" (error and cost of one hypergradient) or "meta" (throughput and memory of a meta step); "advice" is no
+            sweep, but what `hypergradbench advise` saves.
         estimators: registered names.
         problems: registered names; of workloads for "meta".
         seeds: of the problems.
@@ -52,7 +53,7 @@ class Grid:
         settings: setting -> values, for all problems.
         own_settings: problem -> setting -> values, before those for all.
         fields: estimator -> dotted field -> values, see `plan.with_fields`.
-        meta: for "meta": ``kernel`` -> values.
+        meta: for "meta": ``kernel`` -> values; for "advice": ``limits``.
         seconds: that a cell may take.
         memory: bytes that its process may take, or None.
         effort: how long the clock may run: fields of `benchmarks.point.Effort` or `benchmarks.throughput.Effort`.
@@ -66,7 +67,7 @@ class Grid:
 
     name: str
     about: str = ""
-    kind: typing.Literal["point", "meta"] = "point"
+    kind: typing.Literal["point", "meta", "advice"] = "point"
     estimators: tuple[str, ...]
     problems: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)

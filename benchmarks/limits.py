@@ -15,18 +15,18 @@ LEAST = 2**29
 """Bytes: a process that has imported torch and its parts holds nearly half of it before it measures anything."""
 
 
-def size(text: str | int) -> int:
+def size(text: str | int, least: int = LEAST) -> int:
     """Bytes, from "4GiB", "500 MB" or a number.
 
     Raises:
-        ValueError: it is no size, or below `LEAST`.
+        ValueError: it is no size, or below ``least``.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     if isinstance(text, bool) or found is None or found[2] not in UNITS:
         raise ValueError(f"{text!r} is no size of memory: write a number and one of {', '.join(filter(None, UNITS))}")
     number = int(float(found[1]) * UNITS[found[2]])
-    if number < LEAST:
-        raise ValueError(f"a memory limit of {text} leaves nothing to measure in: give at least {LEAST // 2**20}MiB")
+    if number < least:
+        raise ValueError(f"a memory limit of {text} leaves nothing to measure in: give at least {least // 2**20}MiB")
     return number
 
 

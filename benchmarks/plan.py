@@ -94,7 +94,12 @@ def _made(estimator: str, problem: str, kind: Kind, fields: str) -> tuple[str, s
     from .workloads import WORKLOADS
 
     thing = with_fields(registry[estimator].estimator, json.loads(fields))
-    make = WORKLOADS[problem].make if kind == "meta" else PROBLEMS[problem].make
+    if kind == "advice":
+        from .own_problem import find
+
+        make = find(problem).function
+    else:
+        make = WORKLOADS[problem].make if kind == "meta" else PROBLEMS[problem].make
     return built_as(thing), code_version(thing, make, kind)
 
 

@@ -22,6 +22,7 @@ import torch
 from estimators import NotApplicableError, per_stage, registry
 
 from . import cells, failures, limits, meta_cells, peer_cells
+from .advise import measure as advised
 from .cells import AUTOCAST, TOGETHER, Cell
 from .lifeline import die_at_end_of, die_with_parent
 from .measure import busy, environment, load_average
@@ -139,7 +140,10 @@ def work(todo: Sequence[Cell], desk: Desk, effort: dict[str, Any], *, together: 
         for cell in group:
             desk.start(cell)
             with desk.attempt(cell):
-                _single(cell, desk, shared, Effort(**effort))
+                if cell.kind == "advice":
+                    desk.done(cell, advised.content(cell, desk.out, effort))
+                else:
+                    _single(cell, desk, shared, Effort(**effort))
 
 
 def groups(todo: Sequence[Cell], together: bool) -> list[list[Cell]]:

@@ -16,6 +16,7 @@ from . import (
     figure5,
     memory_size,
     memory_split,
+    pareto,
     peers,
     study_ablation,
     study_adapted_series,
@@ -41,6 +42,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "memory_size": memory_size.draw,
     "memory_split": memory_split.draw,
     "peers": peers.draw,
+    "pareto": pareto.draw,
 }
 """name -> function of the loaded results; None if they do not hold what the figure shows."""
 

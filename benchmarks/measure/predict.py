@@ -17,7 +17,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,11 @@ import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from estimators import Estimator, Hypergradient, NotApplicableError, Outcome, State, per_stage, registry, tree
 from estimators.stage import identity
@@ -137,9 +140,17 @@ class Count:
         return sum(self.split.values())
 
 
-def count(workload: Workload, estimator: Estimator, *, kernel: Kernel = "best") -> Count:
-    """Of a workload that was made without values (see `without_values`), inside the same context."""
-    step = _Told(workload, estimator, _state(workload), kernel=kernel, onward=True)
+def count(
+    workload: Workload, estimator: Estimator, *, kernel: Kernel = "best", warm: int = WARM_STEPS, real: bool = False
+) -> Count:
+    """Of a workload that was made without values (see `without_values`), inside the same context.
+
+    Args:
+        warm: steps that were taken before.
+        real: its losses and its stream hold tensors with values.
+    """
+    step = _Told(workload, estimator, _state(workload, warm), kernel=kernel, onward=True)
+    step.real = real
     step.warm()
     memory = memory_of(step)
     return Count(memory.split, Outcome.UNREAD in step.outcomes)
@@ -148,12 +159,15 @@ def count(workload: Workload, estimator: Estimator, *, kernel: Kernel = "best") 
 class _Told(MetaStep):
     """Remembers what became of its estimates."""
 
+    real = False
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.outcomes: list[Outcome] = []
 
     def __call__(self) -> Hypergradient:
-        found = super().__call__()
+        with _Twins() if self.real else nullcontext():  # inside of the counter, which is to see fake tensors only
+            found = super().__call__()
         self.outcomes += found.outcomes
         return found
 
@@ -168,16 +182,48 @@ class _Fake(FakeTensorMode):
 
 
 @functools.cache
-def _fake() -> _Fake:
-    return _Fake()
+def _fake(real: bool = False) -> _Fake:
+    return _Fake(allow_non_fake_inputs=real)
+
+
+class _Twins(TorchDispatchMode):
+    """Puts a tensor without values in the place of every one with values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*_twins(args), **_twins(kwargs or {}))
+
+
+def _twins(values: Any) -> Any:
+    return tree_map_only(torch.Tensor, lambda x: x if isinstance(x, FakeTensor) else _fake(True).from_tensor(x), values)
 
 
 @contextmanager
-def without_values() -> Iterator[None]:
+def without_values(*, real: bool = False) -> Iterator[None]:
     """Tensors that are made inside have no values, and no operation on them computes anything. What was made in one such
-    context can be used in another."""
-    with _fake():
+    context can be used in another.
+
+    Args:
+        real: tensors with values may take part: only their shapes are looked at.
+    """
+    with _fake(real):
         yield
+
+
+def peak_of(workload: Workload, estimator: Estimator, *, warm: int = 0) -> Count:
+    """Of a workload with values, none of which is looked at: for problems that cannot be made without.
+
+    Args:
+        warm: steps that were taken before the meta step.
+
+    Raises:
+        DataDependentOutputException, DynamicOutputShapeException: a value decides what is done.
+        Exception: whatever the estimator raises.
+    """
+    problem = workload.problem
+    start = problem.start.params if isinstance(problem.start, State) else problem.start
+    with without_values(real=True):
+        problem = replace(problem, start=_twins(start), hparams=_twins(problem.hparams))
+        return _counted(replace(workload, problem=problem), estimator, "best", warm=warm, real=True)[0]
 
 
 def extended(
@@ -233,24 +279,8 @@ def _predicted(cell: Cell) -> Prediction:
             raise NotApplicableError(refused)
         (estimator,) = per_stage(_with_fields(entry.estimator, cell.fields), 1)
         state = _state(workload)
-        in_state = sum(map(tree.nbytes, [state.params, *state.slots.values()]))
-        steps, tail = workload.stage.steps, estimator.tail
-        every = getattr(estimator, "every", 1)
-        whole = every >= steps or tail == 0
-        lengths: dict[str, tuple[int, ...]] = {}
-
-        def of_steps(estimator: Estimator) -> Count:
-            found, lengths["steps"] = extended(
-                lambda n: count(_of_length(workload, n), estimator, kernel=kernel), steps, 2 if tail is None else tail + 1,
-                1 if whole else every, in_state,
-            )  # fmt: skip
-            return found
-
-        budget = _budget(estimator)
-        if budget > 4:
-            found, lengths["products"] = extended(lambda k: of_steps(_of_budget(estimator, k)), budget, 2)
-        else:
-            found = of_steps(estimator)
+        in_state = _bytes_of(state)
+        found, lengths = _counted(workload, estimator, kernel)
         plain = _plain(cell)
     return Prediction(
         status="at most" if found.at_most else "exact",
@@ -262,6 +292,35 @@ def _predicted(cell: Cell) -> Prediction:
         counted={what: ns for what, ns in lengths.items() if ns},
         note=note,
     )
+
+
+def _bytes_of(state: State) -> int:
+    return sum(map(tree.nbytes, [state.params, *state.slots.values()]))
+
+
+def _counted(
+    workload: Workload, estimator: Estimator, kernel: Kernel, **options: Any
+) -> tuple[Count, dict[str, tuple[int, ...]]]:
+    """(count, see `Prediction.counted`)."""
+    in_state = _bytes_of(_state(workload))
+    steps, tail = workload.stage.steps, estimator.tail
+    every = getattr(estimator, "every", 1)
+    whole = every >= steps or tail == 0
+    lengths: dict[str, tuple[int, ...]] = {}
+
+    def of_steps(estimator: Estimator) -> Count:
+        found, lengths["steps"] = extended(
+            lambda n: count(_of_length(workload, n), estimator, kernel=kernel, **options), steps,
+            2 if tail is None else tail + 1, 1 if whole else every, in_state,
+        )  # fmt: skip
+        return found
+
+    budget = _budget(estimator)
+    if budget > 4:
+        found, lengths["products"] = extended(lambda k: of_steps(_of_budget(estimator, k)), budget, 2)
+    else:
+        found = of_steps(estimator)
+    return found, lengths
 
 
 def _workload(cell: Cell) -> tuple[Workload, int, str]:
@@ -298,11 +357,11 @@ def _plain(cell: Cell) -> tuple[int, int]:
     return _PLAIN[key]
 
 
-def _state(workload: Workload) -> State:
-    """As after `settled`: the steps before change no shape."""
+def _state(workload: Workload, warm: int = WARM_STEPS) -> State:
+    """As after ``warm`` steps, which change no shape."""
     problem, stage = workload.problem, workload.stage
     start = problem.start if isinstance(problem.start, State) else stage.initial(problem.start, problem.hparams)
-    return copied(start)._replace(step=start.step + WARM_STEPS)
+    return copied(start)._replace(step=start.step + warm)
 
 
 def _of_length(workload: Workload, steps: int) -> Workload:

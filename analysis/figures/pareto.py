@@ -1,0 +1,93 @@
+"""What `hypergradbench advise` found: error against time and against memory, the fronts, and the limits."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..advice import FLOOR, Advice, advise, front
+from ..style import WIDTH, look, order
+from .common import area, floored, handle, legend_below, not_shown
+
+UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+
+
+def draw(frame: pd.DataFrame) -> Figure | None:
+    """Left: error against the time of a meta step; right: against its peak memory. A point a candidate; of several problems the one
+    with most."""
+    mine = frame[frame["kind"] == "advice"]
+    if mine.empty:
+        return None
+    places = mine.groupby(["case", "dtype"]).size()
+    case, dtype = places.idxmax()
+    found = advise(mine[mine["case"].eq(case) & mine["dtype"].eq(dtype)], frame.attrs.get("limits"))
+    rows = found.rows[found.rows["status"].eq("ok")].dropna(subset=["error", "time", "peak"])
+    if rows.empty:
+        return None
+    unit, scale = next((u for u in UNITS if rows["peak"].median() >= u[1]), UNITS[-1])
+    rows = rows.assign(size=rows["peak"] / scale)
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    limits = found.limits
+    seconds = limits["time_seconds"]
+    plain = (rows["seconds"] / rows["time"]).median()
+    _panel(left, rows, "time", found, limits["time_ratio"] or (seconds and seconds / plain))
+    _panel(right, rows, "size", found, limits["memory"] and limits["memory"] / scale)
+    left.set(xlabel="time of a meta step / time of its run alone")
+    right.set(xlabel=f"peak memory of a meta step ({unit})")
+    words = "relative error" if limits["error"] == "relative" else "direction error"
+    left.set_ylabel(f"{words}\n(at the floor: {FLOOR:.0e} or less)".replace("e-0", "e-"))
+    figure.suptitle(f"{case}, {dtype}; reference: {found.truth or 'none, errors are bounds'}", fontsize=8)
+    names = order(rows["name"])
+    handles = [handle(n, names, line=False) for n in names]
+    handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))
+    if limits["memory"] or limits["time_ratio"] or seconds:
+        handles.append(Line2D([], [], color="#CC3311", linewidth=0.9, linestyle="--", label="limit"))
+    handles.append(Line2D([], [], marker="o", color="none", markeredgecolor="black", markersize=9, label="recommended"))
+    lost = found.rows[found.rows["status"].isin(["failed", "discarded"])]
+    notes = ["bars: smallest and largest error over the points; labels: settings of those that were tried with several"]
+    legend_below(
+        figure,
+        handles,
+        5,
+        [
+            *notes,
+            *not_shown(
+                [f"{k} ({r['status']})" for k, r in lost.iterrows()]
+                + [f"{c}, {d}" for c, d in places.index if (c, d) != (case, dtype)]
+            ),
+        ],
+    )
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, x: str, found: Advice, limit: float | None) -> None:
+    names = order(rows["name"])
+    fine = rows[~rows["control"]]
+    steps = rows.loc[front(fine, x)]
+    axes.step(steps[x], floored(steps["error"], FLOOR), where="post", color="#999999", linewidth=0.9, zorder=1)
+    if limit is not None:
+        axes.axvline(limit, color="#CC3311", linewidth=0.9, linestyle="--", zorder=1)
+    for label, row in rows.iterrows():
+        style = look(row["name"], names)
+        at, low, high = (max(row[k], FLOOR) for k in ("error", "error_low", "error_high"))
+        axes.plot([row[x], row[x]], [low, high], color=style.color, linewidth=0.8, alpha=0.6, zorder=2)
+        axes.scatter(
+            row[x], at, s=area(style.marker, 34), color=style.color, marker=style.marker, edgecolors="white",
+            linewidths=0.5, zorder=3, gid=str(label),
+        )  # fmt: skip
+        if label == found.choice:
+            axes.scatter(row[x], at, s=130, facecolors="none", edgecolors="black", linewidths=1.0, zorder=4)
+        if label != row["name"]:  # "cg(solver.steps=5, solver.rtol=0)": the 5
+            setting = str(label).partition("(")[2].rstrip(")").split(",")[0].partition("=")[2]
+            axes.annotate(setting, (row[x], at), xytext=(4, 3), textcoords="offset points", fontsize=6, color="#444444")
+    axes.set(xscale="log", yscale="log")
+    axes.set_ylim(bottom=FLOOR / 2)
+    axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    axes.xaxis.set_minor_formatter(lambda v, _: f"{v:g}" if f"{v:e}"[0] in "25" else "")
+    axes.tick_params(which="minor", labelsize=6)
+    axes.margins(x=0.12)
+    axes.grid()
+    axes.annotate("↙ better", (1.0, 1.0), xycoords="axes fraction", ha="right", va="top", fontsize=6.5, color="#555555")
