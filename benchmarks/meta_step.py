@@ -14,6 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from estimators import Estimator, Hypergradient, State, hypergradient, run
+from estimators.estimator import recording
 from estimators.stage import Batch, identity
 from estimators.tree import detach
 
@@ -100,8 +101,7 @@ class MetaStep:
     def __call__(self) -> Hypergradient:
         problem, stage, e = self.workload.problem, self.workload.stage, self.estimator
         with _attention(self.kernel):
-            every = getattr(e, "every", 1)
-            record = run(stage, self._start(), self.hparams, tail=e.tail, every=every, watch=self.watch)
+            record = run(stage, self._start(), self.hparams, watch=self.watch, **recording(e))
             found = hypergradient(problem.outer, [stage], [e], [record], self.hparams, throw=False, consume=True)
         for k, x in self._updated.items():
             x.grad = found.hparams[k]

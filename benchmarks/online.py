@@ -35,7 +35,7 @@ from estimators import (
     run,
 )
 from estimators.estimate import Choice
-from estimators.estimator import ExtraUpdate, Outer
+from estimators.estimator import ExtraUpdate, Outer, recording
 from estimators.tree import detach, norm, select
 
 Meta = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
@@ -150,8 +150,7 @@ def train_online(
         block = replace(stage, steps=min(horizon, left))
         lam = {k: x.clone() for k, x in hparams.items()}  # the meta optimizer steps in place
         asked = (optimizer is not None or apply_extra) and state.step + block.steps - first > warmup
-        tail, every = (estimator.tail, getattr(estimator, "every", 1)) if asked else (0, 1)
-        record = run(block, state, lam, tail=tail, every=every)
+        record = run(block, state, lam, **recording(estimator) if asked else {"tail": 0})
         outer = outer_at(record.end.step) if outer_at is not None else problem.outer
         found = hypergradient(outer, [block], [estimator], [record], lam) if asked else None
         value = found.value if found is not None else outer(record.end.params, lam)

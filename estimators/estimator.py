@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -110,9 +110,10 @@ class Pullback:
 class Estimator(Protocol):
     """An approximate pullback of a stage: frozen, keyword-built, pure.
 
-    Optional: ``every``, the spacing of the states it wants recorded (see `run`); ``without_direct``, True if at the last
-    stage the direct outer gradient is left out, too (plain training); ``absorb(stage, record, hparams) -> Absorption | None``,
-    what takes the cotangent's leaves as they arrive (None: it needs them all at once).
+    Optional: ``every``, the spacing of the states it wants recorded, or ``keep``, which decides about all that is (see `run`);
+    ``without_direct``, True if at the last stage the direct outer gradient is left out, too (plain training);
+    ``absorb(stage, record, hparams) -> Absorption | None``, what takes the cotangent's leaves as they arrive (None: it needs them
+    all at once).
     """
 
     @property
@@ -308,6 +309,12 @@ def hypergradient(
     )
 
 
+def recording(estimator: Estimator) -> dict[str, Any]:
+    """What `run` is to be asked for, so that it records what this estimator needs."""
+    keep = getattr(estimator, "keep", None)
+    return {"tail": estimator.tail, "every": getattr(estimator, "every", 1)} if keep is None else {"keep": keep}
+
+
 def run_stages(
     stages: Sequence[Stage], start: Tree | State, hparams: Tree, estimators: Sequence[Estimator]
 ) -> list[Record]:
@@ -326,7 +333,7 @@ def run_stages(
         raise HypergradientError(f"{len(stages)} stages and {len(estimators)} estimators: give one a stage")
     records: list[Record] = []
     for stage, estimator in zip(stages, estimators, strict=True):
-        records.append(run(stage, start, hparams, tail=estimator.tail, every=getattr(estimator, "every", 1)))
+        records.append(run(stage, start, hparams, **recording(estimator)))
         start = records[-1].end.params
     return records
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -250,6 +250,11 @@ class Linearized:
         """The gradient, which is let go of here."""
         grads, self.grads = self.grads, {}
         return grads
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Where the graph that is kept begins."""
+        return [edge.node for edge in self._edges.values()]
 
     def pull(
         self,

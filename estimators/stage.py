@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from . import tree
+from .checkpointing import Plan, Sizes
 from .errors import HypergradientError, NonFiniteError
-from .products import BoundLoss, gradients, leaves
-from .rules import AnyRule, can_rewind, check_leaves, init_tree, is_rule, leaf_rule, leaf_steps
+from .products import BoundLoss, Linearized, gradients, leaves, linearize
+from .rules import AnyRule, can_rewind, check_leaves, init_tree, is_linear, is_rule, leaf_rule, leaf_steps
+from .saved import saved_tensors, storage_bytes
 from .state import State
 from .tree import Tree
 
@@ -158,6 +162,24 @@ def scalar(loss: Callable[[], Any], what: str, params: Tree, hparams: Tree) -> T
     return value
 
 
+class Kept(NamedTuple):
+    """A step that is ready to be pulled back.
+
+    Attributes:
+        state: before it.
+        at: its loss, linearised there; None if the product is to evaluate it again.
+        grads: that it used, averaged over ranks; {} if nobody will ask for them.
+    """
+
+    state: State
+    at: Linearized | None = None
+    grads: Tree = {}
+
+
+Keep = Callable[[range, Callable[[], Sizes]], Plan]
+"""(the steps of a run, what gives the bytes of the first of them) -> what `run` is to keep."""
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """What `run` keeps. One record serves every estimator.
@@ -168,6 +190,9 @@ class Record:
         grad: gradient that the last step used (leaves that the loss reads); None if there was no step.
         losses: (steps,) loss of every step.
         skipped: step -> trained leaves that had no gradient then and were left alone, as torch.optim does.
+        kept: steps that were linearised when they were taken. Whoever pulls one back uses it up and takes it out; who finds
+            none takes the step again from a recorded state.
+        sizes: bytes of the first step, if they were asked for.
     """
 
     end: State
@@ -175,26 +200,69 @@ class Record:
     grad: Tree | None
     losses: Tensor
     skipped: dict[int, frozenset[str]]
+    kept: dict[int, Kept] = field(default_factory=dict)
+    sizes: Sizes | None = None
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the recorded states (shared tensors counted once)."""
+        """Bytes of the recorded states, those of kept steps included (shared tensors counted once). Graphs are not states: they
+        count in a peak."""
         return self.kept_bytes_from(0)
 
     def kept_bytes_from(self, step: int) -> int:
-        """Bytes of the recorded states from before ``step`` on."""
-        seen = {
-            x.untyped_storage()._cdata: x.untyped_storage().nbytes()
-            for t, s in self.states.items()
-            if t >= step
-            for x in [*s.params.values(), *(y for slots in s.slots.values() for y in slots.values())]
-        }
-        return sum(seen.values())
+        """The same from before ``step`` on."""
+        states = self.states | {t: one.state for t, one in self.kept.items()}
+        return sum(storage_bytes(x for t, state in states.items() if t >= step for x in state.tensors()).values())
 
 
 def advance(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
     """One step: (next state, loss, gradient of the leaves that the loss reads). ``state`` is not changed."""
-    return _step(stage, rule, _own(state), hparams)
+    return _step(stage, rule, _own(state), hparams)[:3]
+
+
+def advance_kept(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Kept]:
+    """One step, kept: (next state, what the product of this step needs)."""
+    following, _, _, kept = _step(stage, rule, _own(state), hparams, keep=True)
+    return following, cast(Kept, kept)
+
+
+def advance_by(stage: Stage, rule: AnyRule, state: State, hparams: Tree, steps: int) -> State:
+    """The state ``steps`` steps later; ``state`` is not changed."""
+    state = _own(state)
+    for _ in range(steps):
+        state = _step(stage, rule, state, hparams)[0]
+    return state
+
+
+def keep_step(stage: Stage, state: State, hparams: Tree) -> Kept:
+    """The step after ``state``, linearised and not taken."""
+    return _linearized(stage, state, hparams)[0]
+
+
+def sizes_of(stage: Stage, state: State, hparams: Tree) -> Sizes:
+    """Bytes of ``state``, and of the step after it when it is kept: what is freed when that is dropped."""
+    kept = keep_step(stage, state, hparams)
+    held = [x.untyped_storage() for x in _held_by(kept)]
+    watched = {s._cdata: (StorageWeakRef(s), s.nbytes()) for s in held}
+    del kept, held
+    own = sum(storage_bytes(state.tensors()).values())
+    return Sizes(own, own + sum(nbytes for left, nbytes in watched.values() if left.expired()))
+
+
+def _held_by(kept: Kept) -> list[Tensor]:
+    graph = saved_tensors(kept.at.nodes) if kept.at is not None else []
+    return [*kept.state.tensors(), *kept.grads.values(), *graph]
+
+
+def _linearized(stage: Stage, state: State, hparams: Tree) -> tuple[Kept, Tree, Tensor]:
+    """(the step after ``state``, kept; the gradient that it uses; its loss)."""
+    names = stage.trained(state.params)
+    at = linearize(
+        stage.objective(state.step), state.params, hparams, tangents=names, wrt_params=state.params, wrt_hparams=hparams
+    )
+    grads = stage.reduce(at.take())
+    needed = {} if is_linear(stage.rule, names, state.step) else grads
+    return Kept(_own(state), at, needed), grads, at.value
 
 
 def _own(state: State) -> State:
@@ -202,19 +270,25 @@ def _own(state: State) -> State:
     return state._replace(params=dict(state.params), slots=dict(state.slots))
 
 
-def _step(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
+def _step(
+    stage: Stage, rule: AnyRule, state: State, hparams: Tree, *, keep: bool = False
+) -> tuple[State, Tensor, Tree, Kept | None]:
     """As `advance`, taking ``state`` over: a tensor that nobody else holds is gone as soon as its successor is there, so that
-    a step needs one leaf more than the state, not a second state."""
+    a step needs one leaf more than the state, not a second state. With ``keep`` the step is kept, and that holds them."""
     names = stage.trained(state.params)
-    loss, grads, _ = gradients(stage.objective(state.step), state.params, hparams, wrt_params=names)
-    grads = stage.reduce(grads)
+    kept: Kept | None = None
+    if keep:
+        kept, grads, loss = _linearized(stage, state, hparams)
+    else:
+        loss, grads, _ = gradients(stage.objective(state.step), state.params, hparams, wrt_params=names)
+        grads = stage.reduce(grads)
     with torch.no_grad():
         for k, change, slots in leaf_steps(rule, grads, state):
             state.params[k] = state.params[k] + change
             state.slots[k] = slots
             del change
     missed = {**state.missed, **{k: state.missed.get(k, 0) + 1 for k in names if k not in grads}}
-    return state._replace(step=state.step + 1, missed=missed), loss, grads
+    return state._replace(step=state.step + 1, missed=missed), loss, grads, kept
 
 
 def run(
@@ -224,6 +298,7 @@ def run(
     *,
     tail: int | None = None,
     every: int = 1,
+    keep: Keep | None = None,
     watch: Callable[[State], None] | None = None,
 ) -> Record:
     """Train, and record the last ``tail`` steps.
@@ -235,6 +310,8 @@ def run(
         tail: how many of the last steps to record: 0 none, None all. (One is recorded anyway for a rule without
             ``rewind``, whose adaptation needs it.)
         every: keep every ``every``-th state of the tail; `Unroll` replays those between.
+        keep: what to keep, states and graphs, instead of ``tail`` and ``every``; `Unroll.keep` is one. A step whose graph is kept
+            may differ from one that is not by rounding (see `Record.kept`).
         watch: called with the state before the first step and with the one after each step: to log, to evaluate, to count
             what memory holds. It must not change the state. One that keeps it keeps its memory.
 
@@ -252,7 +329,13 @@ def run(
     del start  # it may be held by nobody else, and then need not outlive the first step
     rule = stage.bind(hparams)
     last = state.step + stage.steps
-    recorded = recorded_steps(stage, hparams, state.params, last, tail, every)
+    kept: dict[int, Kept] = {}
+    if keep is None:
+        plan = Plan(frozenset(recorded_steps(stage, hparams, state.params, last, tail, every)), range(0))
+    else:
+        plan = keep(range(state.step, last), functools.partial(sizes_of, stage, state, hparams))
+        extra = recorded_steps(stage, hparams, state.params, last, 0, 1)
+        plan = plan._replace(states=plan.states | extra)
     states: dict[int, State] = {}
     losses: list[Tensor] = []
     skipped: dict[int, frozenset[str]] = {}
@@ -263,12 +346,15 @@ def run(
     if watch is not None:
         watch(state)
     for t in range(state.step, last):
-        if t in recorded:
+        if t in plan.states:
             states[t] = state
         grad = None  # the previous gradient must not outlive this step's activations
-        if t in recorded or watch is not None:
+        if t in plan.states or watch is not None:
             state = _own(state)  # they keep theirs
-        state, loss, grad = _step(stage, rule, state, hparams)
+        state, loss, grad, one = _step(stage, rule, state, hparams, keep=t in plan.steps)
+        if one is not None:
+            kept[t] = one
+        del one
         losses.append(loss)
         if len(grad) < len(names):
             skipped[t] = frozenset(names - grad.keys())
@@ -278,7 +364,7 @@ def run(
             watch(state)
     if grad is not None:
         check_reads(grad, names)
-    record = Record(state, states, grad, torch.stack(losses) if losses else torch.empty(0), skipped)
+    record = Record(state, states, grad, torch.stack(losses) if losses else torch.empty(0), skipped, kept, plan.sizes)
     _check_finite(record)
     return record
 

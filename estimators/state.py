@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from torch import Tensor
+
 from .tree import Tree
 
 
@@ -23,6 +25,10 @@ class State(NamedTuple):
     slots: dict[str, Tree]
     step: int
     missed: Mapping[str, int] = {}
+
+    def tensors(self) -> list[Tensor]:
+        """Parameters and slots."""
+        return [*self.params.values(), *(x for slots in self.slots.values() for x in slots.values())]
 
     def update_number(self, leaf: str) -> int:
         """The ``t`` of the next update of ``leaf``, from 1."""

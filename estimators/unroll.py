@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from . import tree
 from .adaptation import SlotCotangents, check_derivative, pull_rule
+from .checkpointing import Plan, Schedule, Sizes, cheapest, in_bytes
 from .errors import HypergradientError
 from .estimator import Cost, Pullback
+from .linear_rules import pull_linear
 from .products import Product, gradients, reverse_over_reverse
-from .rules import is_linear
+from .rules import can_rewind, is_linear
 from .solvers import Outcome
-from .stage import Record, Stage, advance
+from .stage import Kept, Record, Stage, advance, advance_by, advance_kept, keep_step, sizes_of
 from .state import State
 from .tree import Tree
 
 
 @dataclass(frozen=True)
 class Unroll:
-    """Sweep backwards over the recorded steps, one product a step; no graph is longer than one step.
+    """Sweep backwards over the steps of the run, one product a step; no graph is longer than one step.
 
     A step is theta' = theta + u(g(theta, lam), slots). Its pullback of (c, c_slots): the rule's pullback gives
     c_g = (du/dg)^T c + ..., then one product gives (H c_g, M^T c_g).
 
+    Each step's own graph, that of its gradient, is kept from the step to its product: that is fast, and memory grows with the
+    number of steps. To hold less, fewer steps are kept at a time, and earlier ones are taken again from recorded states, which
+    costs a gradient each.
+
     Args:
         last: differentiate only this many of the last steps (truncated backpropagation); None all of them.
-        checkpoint: have only every ``checkpoint``-th state recorded, and replay the steps between. About
-            sqrt(steps) balances the two kinds of memory. None records every state.
-        product: form of the second-order product.
+        checkpoint: keep no more than this many steps at a time, and record a state for every so many. About sqrt(steps)
+            balances the two kinds of memory; 1 records every state and keeps one graph at a time.
+        budget: bytes, or a size such as "2GiB", for recorded states and kept steps together. How many of each, and how often
+            steps are taken again, follows from it and from the bytes of the run's first step (Griewank & Walther 2000). On top
+            come what a training step itself needs, the cotangents (parameters and slots) and one product's own memory.
+        product: form of the second-order product. Only `reverse_over_reverse`, the default, has a graph to keep: with any other
+            states are kept, and steps evaluated again.
 
     Raises:
-        HypergradientError: ``last`` is negative or ``checkpoint`` below 1.
+        HypergradientError: ``last`` is negative, ``checkpoint`` below 1, ``budget`` no size, or both are given.
     """
 
     last: int | None = None
     checkpoint: int | None = None
+    budget: int | str | None = None
     product: Product = reverse_over_reverse
 
     def __post_init__(self) -> None:
         if (self.last is not None and self.last < 0) or (self.checkpoint is not None and self.checkpoint < 1):
             raise HypergradientError(f"{self}: last must not be negative, checkpoint must be at least 1")
+        if self.budget is not None:
+            in_bytes(self.budget)
+            if self.checkpoint is not None:
+                raise HypergradientError(f"{self}: give checkpoint or budget; the budget chooses the checkpoints")
 
     @property
     def tail(self) -> int | None:
@@ -51,92 +66,208 @@ class Unroll:
 
     @property
     def every(self) -> int:
-        return self.checkpoint or 1
+        """For a record that is shared with others: all states, every ``checkpoint``-th, or for a budget the first alone."""
+        return self.checkpoint or (1 if self.budget is None else 2**62)
+
+    def keep(self, steps: range, sizes: Callable[[], Sizes]) -> Plan:
+        """What `run` is to keep for this estimator alone (see `run`).
+
+        Raises:
+            HypergradientError: the budget is too small; the message says the least one.
+        """
+        if self.last is not None:
+            steps = range(max(steps.start, steps.stop - self.last), steps.stop)
+        if not steps:
+            return Plan(frozenset(), range(0))
+        schedule, found = self._schedule(len(steps), sizes)
+        plan = schedule.plan(steps, found)
+        return plan if self._keeps_graphs else Plan(plan.states.union(plan.steps), range(0), found)
+
+    @property
+    def _keeps_graphs(self) -> bool:
+        return self.product is reverse_over_reverse
+
+    def _schedule(self, steps: int, sizes: Callable[[], Sizes]) -> tuple[Schedule, Sizes | None]:
+        if self.budget is None:
+            stretch = self.checkpoint or max(steps, 1)
+            return Schedule(stretch=stretch, snapshots=max(-(-steps // stretch) - 1, 0)), None
+        found = sizes()
+        each = found if self._keeps_graphs else Sizes(found.state, found.state)
+        return cheapest(steps, in_bytes(self.budget), each, f"Unroll(budget={self.budget!r})"), found
 
     def pullback(self, stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Pullback:
-        """See `Estimator`.
+        """See `Estimator`. Kept steps are used up, and taken out of the record.
 
         Raises:
             NotApplicableError: the rule has no derivative.
-            HypergradientError: the record does not reach back far enough.
+            HypergradientError: the record does not reach back far enough, or the budget is too small.
         """
         steps = stage.steps if self.last is None else min(self.last, stage.steps)
-        stop, first = record.end.step, record.end.step - steps
+        first, stop = record.end.step - steps, record.end.step
         whole = steps == stage.steps
-        begins = [t for t in sorted(record.states, reverse=True) if t < stop]
-        while len(begins) > 1 and begins[-2] <= first:
-            begins.pop()  # further back than needed
-        if steps and (not begins or begins[-1] > first):
+        begin = max((t for t in record.states if t <= first), default=None)
+        if steps and begin is None:
             raise HypergradientError(
                 f"the record begins after step {first}: run(..., tail={self.tail}) records what Unroll needs"
             )
-        cost = Cost(kept_bytes=record.kept_bytes_from(begins[-1]) if steps else 0)
-        at = _Sweep(cotangent, {}, {} if steps else tree.zeros_like(hparams), [])
-        for begin in begins if steps else ():
-            states = _replay(stage, record.states[begin], hparams, stop)
-            cost += Cost(gradients=len(states) - 1)
-            del states[: max(first - begin, 0)]
-            while states:  # a replayed state goes once it was used: the next stretch needs its room
-                needs_rows = whole or states[-1].step > first
-                at, spent = self._step(stage, record, states.pop(), hparams, at, needs_rows=needs_rows)
-                cost += spent
-            stop = begin
-        if at.flowed and not stage.rule_reads_hparams and not tree.holds(torch.stack(at.flowed).any()):
+        sweep = _Sweep(stage, hparams, self.product, cotangent)
+        del cotangent
+        kept_bytes = 0
+        if steps and begin is not None:
+            kept_bytes = record.kept_bytes_from(begin)
+            earliest = record.states[begin]
+            schedule, _ = self._schedule(steps, lambda: record.sizes or sizes_of(stage, earliest, hparams))
+            del earliest
+            again = _Replay(stage, hparams, self._keeps_graphs)
+            for one in again.backwards(record, range(first, stop), schedule):
+                sweep.pull(one, record.skipped.get(one.state.step, frozenset()), rows=whole or one.state.step > first)
+                del one  # its room is the next one's
+            sweep.gradients += again.gradients
+        else:
+            sweep.hparams.add(tree.zeros_like(hparams))
+        if sweep.flowed is not None and not stage.rule_reads_hparams and not tree.holds(sweep.flowed):
             check_derivative(stage, record, hparams)
         return Pullback(
-            hparams=stage.reduce(at.hparams),
-            start=at.params if whole else None,
+            hparams=stage.reduce(sweep.hparams.value),
+            start=sweep.params.value if whole else None,
             outcome=Outcome.DONE if whole else Outcome.TRUNCATED,
-            cost=cost,
+            cost=Cost(gradients=sweep.gradients, products=steps, kept_bytes=kept_bytes),
         )
 
-    def _step(
-        self, stage: Stage, record: Record, state: State, hparams: Tree, at: _Sweep, *, needs_rows: bool
-    ) -> tuple[_Sweep, Cost]:
-        """One step backwards; without ``needs_rows`` nothing before it will be asked for."""
-        objective = stage.objective(state.step)
-        skipped = record.skipped.get(state.step, frozenset())
-        names = [k for k in stage.trained(state.params) if k not in skipped]
-        spent, flowed = Cost(products=1), at.flowed
-        linear = is_linear(stage.rule, names, state.step)
-        if linear:
-            grads = tree.select(state.params, names)  # only their shapes matter
-        else:
-            _, grads, _ = gradients(objective, state.params, hparams, wrt_params=names)
-            grads = stage.reduce(grads)
-            spent += Cost(gradients=1)
-        pulled = pull_rule(stage, state, hparams, grads, at.params, at.slots)
-        if not linear:
-            through = [x.any() for x in pulled.grads.values()]
-            nothing = next(iter(at.params.values())).new_zeros((), dtype=torch.bool)
-            flowed = [*flowed, torch.stack([nothing, *through]).any()]
-        hessian, mixed = self.product(
-            objective, state.params, hparams, pulled.grads, wrt_params=state.params if needs_rows else (),
-            wrt_hparams=hparams,
-        )  # fmt: skip
-        back = tree.union_add(stage.reduce(hessian), pulled.params)
-        slots = {k: pulled.slots[k] if k in names else at.slots.get(k, {}) for k in state.slots}
-        on_hparams = tree.union_add(at.hparams, tree.union_add(mixed, pulled.hparams))
-        return _Sweep(tree.union_add(at.params, back), slots, on_hparams, flowed), spent
+
+class _Sum:
+    """A sum of trees over the union of their keys, written over where its tensors are its own."""
+
+    def __init__(self, start: Tree) -> None:
+        self.value = dict(start)
+        self._own: set[str] = set()
+
+    def add(self, terms: Tree, shared: frozenset[int] = frozenset()) -> None:
+        """Add ``terms``, without changing them, or a storage at an address in ``shared``."""
+        for k, x in terms.items():
+            mine = self.value.get(k)
+            if mine is None:
+                self.value[k] = x.clone()
+            elif k in self._own and mine.untyped_storage()._cdata not in shared:
+                mine.add_(x)
+            else:
+                self.value[k] = mine + x
+            self._own.add(k)
 
 
-class _Sweep(NamedTuple):
-    """Where a backward sweep is.
+@dataclass(eq=False)
+class _Sweep:
+    """Cotangents on the way back.
 
     Attributes:
         params, slots, hparams: cotangents so far.
-        flowed: for each step of a nonlinear rule, whether anything came through the rule (0-d, not read back).
+        gradients: passes beside the products.
+        flowed: whether anything came through a nonlinear rule (0-d, not read back); None if there was no such step.
     """
 
-    params: Tree
-    slots: SlotCotangents
-    hparams: Tree
-    flowed: list[Tensor]
+    stage: Stage
+    lam: Tree
+    product: Product
+    start: Tree
+    slots: SlotCotangents = field(default_factory=dict)
+    gradients: int = 0
+    flowed: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.params, self.hparams = _Sum(self.start), _Sum({})
+        self.start = {}
+
+    def pull(self, one: Kept, skipped: frozenset[str], *, rows: bool) -> None:
+        """One step backwards; without ``rows`` nothing before it will be asked for."""
+        stage, state, lam = self.stage, one.state, self.lam
+        objective = stage.objective(state.step) if one.at is None else None
+        names = [k for k in stage.trained(state.params) if k not in skipped]
+        linear = is_linear(stage.rule, names, state.step)
+        pulled = pull_linear(stage, state, names, self.params.value, self.slots)
+        if pulled is None:
+            grads = one.grads
+            if linear:
+                grads = tree.select(state.params, names)  # only their shapes matter
+            elif objective is not None:
+                _, grads, _ = gradients(objective, state.params, lam, wrt_params=names)
+                grads = stage.reduce(grads)
+                self.gradients += 1
+            pulled = pull_rule(stage, state, lam, grads, self.params.value, self.slots)
+        if not linear:
+            through = torch.stack([x.any() for x in pulled.grads.values()]).any() if pulled.grads else None
+            found = [x for x in (self.flowed, through) if x is not None]
+            nothing = next(iter(self.params.value.values())).new_zeros((), dtype=torch.bool)
+            self.flowed = torch.stack([nothing, *found]).any()
+        wanted = state.params if rows else ()
+        if one.at is not None:
+            hessian, mixed = one.at.pull(pulled.grads, wrt_params=wanted, wrt_hparams=lam, last=True)
+        else:
+            assert objective is not None
+            hessian, mixed = self.product(
+                objective, state.params, lam, pulled.grads, wrt_params=wanted, wrt_hparams=lam
+            )
+        self.slots = {k: pulled.slots[k] if k in names else self.slots.get(k, {}) for k in state.slots}
+        shared = frozenset(x.untyped_storage()._cdata for s in self.slots.values() for x in s.values())
+        self.params.add(stage.reduce(hessian), shared)
+        self.params.add(pulled.params, shared)
+        self.hparams.add(mixed)
+        self.hparams.add(pulled.hparams)
 
 
-def _replay(stage: Stage, state: State, hparams: Tree, stop: int) -> list[State]:
-    """The states before the steps ``state.step``, ..., ``stop - 1``."""
-    rule, states = stage.bind(hparams), [state]
-    while states[-1].step < stop - 1:
-        states.append(advance(stage, rule, states[-1], hparams)[0])
-    return states
+class _Replay:
+    """Gives the steps of a run, last first: those that it kept, and the others taken again.
+
+    Attributes:
+        gradients: passes that this took beside those of the products.
+    """
+
+    def __init__(self, stage: Stage, hparams: Tree, graphs: bool) -> None:
+        self.stage, self.hparams, self.graphs, self.gradients = stage, hparams, graphs, 0
+        self.rule = stage.bind(hparams)
+
+    def backwards(self, record: Record, steps: range, schedule: Schedule) -> Iterator[Kept]:
+        """Steps ``steps`` of the record."""
+        held: list[tuple[State, Schedule]] = []
+        begin = max(t for t in record.states if t <= steps.start)
+        for t in sorted(record.states):
+            if begin <= t < steps.stop:
+                snapshots = max(schedule.snapshots - len(held), 1 if schedule.snapshots else 0)
+                held.append((record.states[t], replace(schedule, snapshots=snapshots)))
+        stop = steps.stop
+        while stop > steps.start:
+            if self.graphs and stop - 1 in record.kept:
+                stop -= 1
+                yield record.kept.pop(stop)
+                continue
+            state, left = held[-1]
+            if state.step >= stop:
+                held.pop()
+            elif stop - state.step > left.stretch:
+                ahead = left.split(stop - state.step)
+                held.append((self._ahead(state, ahead), left.deeper))
+            else:
+                held.pop()
+                yield from self._stretch(state, max(state.step, steps.start), stop)
+                stop = state.step
+            del state
+
+    def _ahead(self, state: State, steps: int) -> State:
+        self.gradients += steps
+        return advance_by(self.stage, self.rule, state, self.hparams, steps)
+
+    def _stretch(self, state: State, first: int, stop: int) -> Iterator[Kept]:
+        if state.step < first:
+            state = self._ahead(state, first - state.step)
+        stretch: list[Kept] = []
+        while state.step < stop - 1:
+            if self.graphs:
+                state, one = advance_kept(self.stage, self.rule, state, self.hparams)
+                stretch.append(one)
+                del one
+            else:
+                stretch.append(Kept(state))
+                state = self._ahead(state, 1)
+        stretch.append(keep_step(self.stage, state, self.hparams) if self.graphs else Kept(state))
+        del state
+        while stretch:
+            yield stretch.pop()

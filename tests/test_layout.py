@@ -23,6 +23,8 @@ LAYERS = {
     "errors": 0,
     "tree": 1,
     "forward_mode": 1,
+    "checkpointing": 1,
+    "saved": 1,
     "state": 2,
     "rules": 3,
     "products": 2,
