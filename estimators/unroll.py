@@ -116,11 +116,14 @@ class Unroll:
         if steps and begin is not None:
             kept_bytes = record.kept_bytes_from(begin)
             earliest = record.states[begin]
-            schedule, _ = self._schedule(steps, lambda: record.sizes or sizes_of(stage, earliest, hparams))
-            del earliest
+            found = record.sizes
+            schedule, _ = self._schedule(steps, lambda: found or sizes_of(stage, earliest, hparams))
+            held = [record.states[t] for t in sorted(record.states) if begin <= t < stop]
+            kept, skipped, record = record.kept, record.skipped, _light(stage, record, hparams)
+            del earliest  # what nobody else holds of the record is let go of on the way
             again = _Replay(stage, hparams, self._keeps_graphs)
-            for one in again.backwards(record, range(first, stop), schedule):
-                sweep.pull(one, record.skipped.get(one.state.step, frozenset()), rows=whole or one.state.step > first)
+            for one in again.backwards(held, kept, range(first, stop), schedule):
+                sweep.pull(one, skipped.get(one.state.step, frozenset()), rows=whole or one.state.step > first)
                 del one  # its room is the next one's
             sweep.gradients += again.gradients
         else:
@@ -133,6 +136,14 @@ class Unroll:
             outcome=Outcome.DONE if whole else Outcome.TRUNCATED,
             cost=Cost(gradients=sweep.gradients, products=steps, kept_bytes=kept_bytes),
         )
+
+
+def _light(stage: Stage, record: Record, hparams: Tree) -> Record:
+    """What `check_derivative` needs of a record, and no state more."""
+    before = record.end.step - 1
+    if can_rewind(stage.bind(hparams), stage.trained(record.end.params), before):
+        return replace(record, states={}, kept={})
+    return replace(record, states={before: record.states[before]} if before in record.states else {}, kept={})
 
 
 class _Sum:
@@ -225,29 +236,28 @@ class _Replay:
         self.stage, self.hparams, self.graphs, self.gradients = stage, hparams, graphs, 0
         self.rule = stage.bind(hparams)
 
-    def backwards(self, record: Record, steps: range, schedule: Schedule) -> Iterator[Kept]:
-        """Steps ``steps`` of the record."""
-        held: list[tuple[State, Schedule]] = []
-        begin = max(t for t in record.states if t <= steps.start)
-        for t in sorted(record.states):
-            if begin <= t < steps.stop:
-                snapshots = max(schedule.snapshots - len(held), 1 if schedule.snapshots else 0)
-                held.append((record.states[t], replace(schedule, snapshots=snapshots)))
+    def backwards(self, held: list[State], kept: dict[int, Kept], steps: range, schedule: Schedule) -> Iterator[Kept]:
+        """The steps ``steps``.
+
+        Args:
+            held: recorded states, from one at or before the first of them on; emptied on the way.
+            kept: steps that the run kept; emptied on the way.
+            schedule: how far to go at a time.
+        """
         stop = steps.stop
         while stop > steps.start:
-            if self.graphs and stop - 1 in record.kept:
+            if self.graphs and stop - 1 in kept:
                 stop -= 1
-                yield record.kept.pop(stop)
+                yield kept.pop(stop)
                 continue
-            state, left = held[-1]
-            if state.step >= stop:
-                held.pop()
+            state = held.pop()
+            left = replace(schedule, snapshots=max(schedule.snapshots - len(held), min(schedule.snapshots, 1)))
+            if state.step < steps.start:
+                held.append(self._ahead(state, steps.start - state.step))
             elif stop - state.step > left.stretch:
-                ahead = left.split(stop - state.step)
-                held.append((self._ahead(state, ahead), left.deeper))
-            else:
-                held.pop()
-                yield from self._stretch(state, max(state.step, steps.start), stop)
+                held += [state, self._ahead(state, left.split(stop - state.step))]
+            elif state.step < stop:
+                yield from self._stretch(state, stop)
                 stop = state.step
             del state
 
@@ -255,9 +265,7 @@ class _Replay:
         self.gradients += steps
         return advance_by(self.stage, self.rule, state, self.hparams, steps)
 
-    def _stretch(self, state: State, first: int, stop: int) -> Iterator[Kept]:
-        if state.step < first:
-            state = self._ahead(state, first - state.step)
+    def _stretch(self, state: State, stop: int) -> Iterator[Kept]:
         stretch: list[Kept] = []
         while state.step < stop - 1:
             if self.graphs:

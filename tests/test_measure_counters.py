@@ -84,8 +84,11 @@ def test_plain_passes() -> None:
         (Implicit(Neumann(steps=5, lr=0.1)), 5 + 1, 2 * (5 + 1)),
         # ... and as a central difference two of each
         (Implicit(CG(steps=3), product=CentralDifference(alpha=1e-3)), 2 * (3 + 1), 2 * (3 + 1)),
-        # a product a step, and the rule's own derivative, a backward pass without a loss
-        (Unroll(), 4, 2 * 4 + 4),
+        # half of a product a step, of which the run has taken the other half, and the rule's own derivative, a backward pass
+        # without a loss
+        (Unroll(), 0, 4 + 4),
+        # ... and where it has kept no graph but the last, both halves
+        (Unroll(checkpoint=1), 3, 3 + 4 + 4),
         # one product
         (T1T2(), 1, 2),
     ],

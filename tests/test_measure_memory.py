@@ -204,9 +204,9 @@ def test_the_states_of_a_meta_step(steps: int) -> None:
     step = MetaStep(workload, Unroll(), copied(settled(workload)), onward=True)
     step()
     found = memory_of(step).split
-    # the end; the states before every step; the one hyperparameter; the batch of the step that is being swept over
+    # the end; the states before every step; the one hyperparameter; no batch, since the graphs are there
     assert (found["parameters"], found["recorded"], found["hyperparameters"]) == (B, steps * B, 8)
-    assert (found["data"], found["slots"]) == (B, 0)
+    assert (found["data"], found["slots"]) == (0, 0)
 
 
 def test_the_update_of_the_hyperparameters_is_theirs() -> None:
