@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .adaptation import RulePullback, SlotCotangents
-from .rules import Rule, Slots, declares, is_linear, leaf_rules
+from .rules import Rule, declares, is_linear, leaf_rules
 from .stage import Stage
 from .state import State
 from .tree import Tree
@@ -56,7 +56,10 @@ def _of_numbers(rule: Rule) -> bool:
 def _coefficients(rule: Rule, slots: list[str], t: int) -> Coefficients:
     """Derivatives of ``update`` in one coordinate; an output that does not depend on an input is missing."""
     with torch.enable_grad():
-        inputs = {k: torch.ones((), dtype=torch.float64, device="cpu").requires_grad_() for k in ("grad", "param", *(f"slot {s}" for s in slots))}
+        inputs = {
+            k: torch.ones((), dtype=torch.float64, device="cpu").requires_grad_()
+            for k in ("grad", "param", *(f"slot {s}" for s in slots))
+        }
         change, after = rule.update(inputs["grad"], {s: inputs[f"slot {s}"] for s in slots}, t, inputs["param"])
         outputs = {"change": change} | {f"slot {s}": x for s, x in after.items()}
         found: Coefficients = {name: {} for name in inputs}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 def saved_tensors(nodes: Iterable[Node]) -> list[Tensor]:
@@ -43,6 +44,16 @@ def _tensors(node: Any, name: str) -> list[Tensor]:
         return []
     values = value if isinstance(value, (tuple, list)) else [value]
     return [x for x in values if isinstance(x, torch.Tensor)]
+
+
+def freed_with(tensors: Iterable[Tensor]) -> Callable[[], int]:
+    """Looks at the storages of ``tensors`` now; what is returned gives the bytes of those that are gone since."""
+    found = {s._cdata: (StorageWeakRef(s), s.nbytes()) for s in (x.untyped_storage() for x in tensors)}  # type: ignore[no-untyped-call]
+
+    def gone() -> int:
+        return sum(nbytes if left.expired() else 0 for left, nbytes in found.values())  # type: ignore[no-untyped-call]
+
+    return gone
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from . import tree
 from .checkpointing import Plan, Sizes
 from .errors import HypergradientError, NonFiniteError
 from .products import BoundLoss, Linearized, gradients, leaves, linearize
 from .rules import AnyRule, can_rewind, check_leaves, init_tree, is_linear, is_rule, leaf_rule, leaf_steps
-from .saved import saved_tensors, storage_bytes
+from .saved import freed_with, saved_tensors, storage_bytes
 from .state import State
 from .tree import Tree
 
@@ -172,8 +171,8 @@ class Kept(NamedTuple):
     """
 
     state: State
-    at: Linearized | None = None
-    grads: Tree = {}
+    at: Linearized | None
+    grads: Tree
 
 
 Keep = Callable[[range, Callable[[], Sizes]], Plan]
@@ -242,11 +241,10 @@ def keep_step(stage: Stage, state: State, hparams: Tree) -> Kept:
 def sizes_of(stage: Stage, state: State, hparams: Tree) -> Sizes:
     """Bytes of ``state``, and of the step after it when it is kept: what is freed when that is dropped."""
     kept = keep_step(stage, state, hparams)
-    held = [x.untyped_storage() for x in _held_by(kept)]
-    watched = {s._cdata: (StorageWeakRef(s), s.nbytes()) for s in held}
-    del kept, held
+    dropped = freed_with(_held_by(kept))
+    del kept
     own = sum(storage_bytes(state.tensors()).values())
-    return Sizes(own, own + sum(nbytes for left, nbytes in watched.values() if left.expired()))
+    return Sizes(own, own + dropped())
 
 
 def _held_by(kept: Kept) -> list[Tensor]:
@@ -261,7 +259,7 @@ def _linearized(stage: Stage, state: State, hparams: Tree) -> tuple[Kept, Tree, 
         stage.objective(state.step), state.params, hparams, tangents=names, wrt_params=state.params, wrt_hparams=hparams
     )
     grads = stage.reduce(at.take())
-    needed = {} if is_linear(stage.rule, names, state.step) else grads
+    needed = {} if is_linear(stage.rule, names, state.step) else dict(grads)
     return Kept(_own(state), at, needed), grads, at.value
 
 

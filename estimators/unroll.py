@@ -17,7 +17,7 @@ from .linear_rules import pull_linear
 from .products import Product, gradients, reverse_over_reverse
 from .rules import can_rewind, is_linear
 from .solvers import Outcome
-from .stage import Kept, Record, Stage, advance, advance_by, advance_kept, keep_step, sizes_of
+from .stage import Kept, Record, Stage, advance_by, advance_kept, keep_step, sizes_of
 from .state import State
 from .tree import Tree
 
@@ -140,10 +140,12 @@ class Unroll:
 
 def _light(stage: Stage, record: Record, hparams: Tree) -> Record:
     """What `check_derivative` needs of a record, and no state more."""
-    before = record.end.step - 1
-    if can_rewind(stage.bind(hparams), stage.trained(record.end.params), before):
+    before, names = record.end.step - 1, stage.trained(record.end.params)
+    if is_linear(stage.rule, names, before):  # it has a derivative: nobody will ask
+        return replace(record, states={}, kept={}, grad=None)
+    if can_rewind(stage.bind(hparams), names, before):
         return replace(record, states={}, kept={})
-    return replace(record, states={before: record.states[before]} if before in record.states else {}, kept={})
+    return replace(record, states={t: s for t, s in record.states.items() if t == before}, kept={})
 
 
 class _Sum:
@@ -273,9 +275,9 @@ class _Replay:
                 stretch.append(one)
                 del one
             else:
-                stretch.append(Kept(state))
+                stretch.append(Kept(state, None, {}))
                 state = self._ahead(state, 1)
-        stretch.append(keep_step(self.stage, state, self.hparams) if self.graphs else Kept(state))
+        stretch.append(keep_step(self.stage, state, self.hparams) if self.graphs else Kept(state, None, {}))
         del state
         while stretch:
             yield stretch.pop()

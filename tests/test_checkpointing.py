@@ -20,9 +20,7 @@ def fewest(steps: int, snapshots: int, stretch: int) -> float:
         return steps
     if snapshots == 0:
         return math.inf
-    return min(
-        c + fewest(steps - c, snapshots - 1, stretch) + fewest(c, snapshots, stretch) for c in range(1, steps)
-    )
+    return min(c + fewest(steps - c, snapshots - 1, stretch) + fewest(c, snapshots, stretch) for c in range(1, steps))
 
 
 def by_following(steps: int, schedule: Schedule) -> int:
@@ -53,18 +51,14 @@ def test_the_published_numbers() -> None:
             assert schedule.repetitions(longest) == r + 1 < schedule.repetitions(longest + 1)
 
 
-@given(
-    steps=st.integers(1, 40), state=st.integers(1, 9), graph=st.integers(0, 20), spare=st.integers(0, 400)
-)
+@given(steps=st.integers(1, 40), state=st.integers(1, 9), graph=st.integers(0, 20), spare=st.integers(0, 400))
 def test_the_cheapest_that_fits(steps: int, state: int, graph: int, spare: int) -> None:
     sizes = Sizes(state, state + graph)
     budget = min(steps * sizes.step, state + sizes.step) + spare
     chosen = cheapest(steps, budget, sizes)
     assert chosen.snapshots * state + min(chosen.stretch, steps) * sizes.step <= budget
     best = min(
-        fewest(steps, (budget - n * sizes.step) // state, n)
-        for n in range(1, steps + 1)
-        if n * sizes.step <= budget
+        fewest(steps, (budget - n * sizes.step) // state, n) for n in range(1, steps + 1) if n * sizes.step <= budget
     )
     assert chosen.taken(steps) == best
 
@@ -80,7 +74,9 @@ def test_a_plan_holds_the_end_of_the_run(steps: int, first: int, stretch: int, s
 
 
 def test_too_little_says_how_much_is_needed() -> None:
-    with pytest.raises(HypergradientError, match=r"64 steps need at least 17 bytes, a state of 5 .* of 12: give budget=17"):
+    with pytest.raises(
+        HypergradientError, match=r"64 steps need at least 17 bytes, a state of 5 .* of 12: give budget=17"
+    ):
         cheapest(64, 16, Sizes(5, 12))
     assert cheapest(64, 17, Sizes(5, 12)) == Schedule(stretch=1, snapshots=1)
     with pytest.raises(HypergradientError, match="1 steps need at least 12 bytes"):

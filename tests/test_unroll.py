@@ -77,7 +77,12 @@ def true(rule: str, steps: int) -> Tree:
 @pytest.mark.parametrize("steps", [0, 1, 2, 7])
 def test_every_way_gives_the_long_graph(rule: str, steps: int) -> None:
     problem = toy(RULES[rule](), steps=steps)
-    ways = [Unroll(), *(Unroll(checkpoint=k) for k in (1, 2, 3, 50)), Unroll(budget=least(problem)), Unroll(budget="1MB")]
+    ways = [
+        Unroll(),
+        *(Unroll(checkpoint=k) for k in (1, 2, 3, 50)),
+        Unroll(budget=least(problem)),
+        Unroll(budget="1MB"),
+    ]
     for estimator in ways:
         assert gap(estimate(problem, estimator).hparams, true(rule, steps)) < 1e-10, estimator
 
@@ -124,7 +129,9 @@ def test_a_record_made_for_others_will_do(estimator: Unroll, tail: int | None, e
     assert gap(found, estimate(problem, replace(estimator, budget=None, checkpoint=1)).hparams) < 1e-12
 
 
-@pytest.mark.parametrize("product", [reverse_over_forward, CentralDifference(alpha=1e-5)], ids=["forward", "difference"])
+@pytest.mark.parametrize(
+    "product", [reverse_over_forward, CentralDifference(alpha=1e-5)], ids=["forward", "difference"]
+)
 def test_products_without_a_graph_of_their_own(product: Any) -> None:
     problem = toy(Adam(lr=0.05), steps=9)
     plain = estimate(problem, Unroll(product=product))
@@ -204,7 +211,9 @@ def wide(steps: int, rule: Any) -> Problem:
 
     w = torch.linspace(0, 1, N, dtype=torch.float64)
     stage = Stage(loss, rule, lambda t: None, steps)
-    return Problem("wide", [stage], lambda p, h: p["w"].square().sum(), {"w": w}, {"x": torch.ones(N, dtype=torch.float64)})
+    return Problem(
+        "wide", [stage], lambda p, h: p["w"].square().sum(), {"w": w}, {"x": torch.ones(N, dtype=torch.float64)}
+    )
 
 
 def peak(problem: Problem, estimator: Unroll) -> int:
