@@ -51,7 +51,8 @@ def freed_with(tensors: Iterable[Tensor]) -> Callable[[], int]:
     found = {s._cdata: (StorageWeakRef(s), s.nbytes()) for s in (x.untyped_storage() for x in tensors)}  # type: ignore[no-untyped-call]
 
     def gone() -> int:
-        return sum(nbytes if left.expired() else 0 for left, nbytes in found.values())  # type: ignore[no-untyped-call]
+        left = [nbytes for reference, nbytes in found.values() if reference.expired()]  # type: ignore[no-untyped-call]
+        return sum(left)
 
     return gone
 
