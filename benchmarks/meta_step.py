@@ -61,7 +61,8 @@ class MetaStep:
     Args:
         workload: what is trained.
         estimator: for its one stage.
-        state: where the steps start, as `settled` gives it; it is not changed, so that estimators may share it.
+        state: where the steps start, as `settled` gives it; it is not changed, so that estimators may share it, unless
+            the step goes ``onward``: then it is given away.
         kernel: see `Kernel`.
         onward: go on from the end, as a training does, and hold nothing else: for memory. Otherwise every call does the same
             work and finds the same hypergradient: for time.
@@ -101,7 +102,7 @@ class MetaStep:
     def __call__(self) -> Hypergradient:
         problem, stage, e = self.workload.problem, self.workload.stage, self.estimator
         with _attention(self.kernel):
-            record = run(stage, self._start(), self.hparams, watch=self.watch, **recording(e))
+            record = run(stage, self._start(), self.hparams, watch=self.watch, donate=self.onward, **recording(e))
             found = hypergradient(problem.outer, [stage], [e], [record], self.hparams, throw=False, consume=True)
         for k, x in self._updated.items():
             x.grad = found.hparams[k]

@@ -15,7 +15,18 @@ from . import tree
 from .checkpointing import Plan, Sizes
 from .errors import HypergradientError, NonFiniteError
 from .products import BoundLoss, Linearized, gradients, leaves, linearize
-from .rules import AnyRule, can_rewind, check_leaves, init_tree, is_linear, is_rule, leaf_rule, leaf_steps
+from .rules import (
+    AnyRule,
+    Owned,
+    can_rewind,
+    check_leaves,
+    init_tree,
+    is_linear,
+    is_rule,
+    leaf_rule,
+    step_in_place,
+    unshared,
+)
 from .saved import freed_with, saved_tensors, storage_bytes
 from .state import State
 from .tree import Tree
@@ -216,20 +227,20 @@ class Record:
 
 def advance(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Tensor, Tree]:
     """One step: (next state, loss, gradient of the leaves that the loss reads). ``state`` is not changed."""
-    return _step(stage, rule, _own(state), hparams)[:3]
+    return _step(stage, rule, _in_own_dicts(state), hparams, Owned())[:3]
 
 
 def advance_kept(stage: Stage, rule: AnyRule, state: State, hparams: Tree) -> tuple[State, Kept]:
     """One step, kept: (next state, what the product of this step needs)."""
-    following, _, _, kept = _step(stage, rule, _own(state), hparams, keep=True)
+    following, _, _, kept = _step(stage, rule, _in_own_dicts(state), hparams, Owned(), keep=True)
     return following, cast(Kept, kept)
 
 
 def advance_by(stage: Stage, rule: AnyRule, state: State, hparams: Tree, steps: int) -> State:
     """The state ``steps`` steps later; ``state`` is not changed."""
-    state = _own(state)
+    state, owned = _in_own_dicts(state), Owned()
     for _ in range(steps):
-        state = _step(stage, rule, state, hparams)[0]
+        state = _step(stage, rule, state, hparams, owned)[0]
     return state
 
 
@@ -260,31 +271,28 @@ def _linearized(stage: Stage, state: State, hparams: Tree) -> tuple[Kept, Tree, 
     )
     grads = stage.reduce(at.take())
     needed = {} if is_linear(stage.rule, names, state.step) else dict(grads)
-    return Kept(_own(state), at, needed), grads, at.value
+    return Kept(_in_own_dicts(state), at, needed), grads, at.value
 
 
-def _own(state: State) -> State:
-    """The same tensors in dicts of its own."""
+def _in_own_dicts(state: State) -> State:
     return state._replace(params=dict(state.params), slots=dict(state.slots))
 
 
 def _step(
-    stage: Stage, rule: AnyRule, state: State, hparams: Tree, *, keep: bool = False
+    stage: Stage, rule: AnyRule, state: State, hparams: Tree, owned: Owned, *, keep: bool = False
 ) -> tuple[State, Tensor, Tree, Kept | None]:
-    """As `advance`, taking ``state`` over: a tensor that nobody else holds is gone as soon as its successor is there, so that
-    a step needs one leaf more than the state, not a second state. With ``keep`` the step is kept, and that holds them."""
+    """As `advance`, taking the dicts of ``state`` over, and of its tensors those that are ``owned``: see `step_in_place`. With
+    ``keep`` the step is kept, which holds them all."""
     names = stage.trained(state.params)
     kept: Kept | None = None
     if keep:
         kept, grads, loss = _linearized(stage, state, hparams)
+        owned.clear()
     else:
         loss, grads, _ = gradients(stage.objective(state.step), state.params, hparams, wrt_params=names)
         grads = stage.reduce(grads)
     with torch.no_grad():
-        for k, change, slots in leaf_steps(rule, grads, state):
-            state.params[k] = state.params[k] + change
-            state.slots[k] = slots
-            del change
+        step_in_place(rule, grads, state, owned)
     missed = {**state.missed, **{k: state.missed.get(k, 0) + 1 for k in names if k not in grads}}
     return state._replace(step=state.step + 1, missed=missed), loss, grads, kept
 
@@ -298,6 +306,7 @@ def run(
     every: int = 1,
     keep: Keep | None = None,
     watch: Callable[[State], None] | None = None,
+    donate: bool = False,
 ) -> Record:
     """Train, and record the last ``tail`` steps.
 
@@ -311,7 +320,10 @@ def run(
         keep: what to keep, states and graphs, instead of ``tail`` and ``every``; `Unroll.keep` is one. A step whose graph is kept
             may differ from one that is not by rounding (see `Record.kept`).
         watch: called with the state before the first step and with the one after each step: to log, to evaluate, to count
-            what memory holds. It must not change the state. One that keeps it keeps its memory.
+            what memory holds. It must not change the state, and must copy what it keeps: later steps write over it, unless it
+            is recorded.
+        donate: the start is given away: steps may write over its tensors, which nobody may read again, the loss included.
+            Otherwise what they write over is a copy.
 
     Raises:
         HypergradientError: a malformed start or hparams, a loss that is no scalar, reads other keys, draws random
@@ -324,6 +336,9 @@ def run(
     hparams = tree.detach(hparams)
     state = start if isinstance(start, State) else stage.initial(start, hparams)
     state = state._replace(params=tree.detach(state.params), slots={k: tree.detach(s) for k, s in state.slots.items()})
+    owned = unshared(state, hparams.values())
+    if not donate:
+        owned = Owned(slots=set() if isinstance(start, State) else owned.slots)
     del start  # it may be held by nobody else, and then need not outlive the first step
     rule = stage.bind(hparams)
     last = state.step + stage.steps
@@ -340,16 +355,17 @@ def run(
     grad: Tree | None = None
     names = set(stage.trained(state.params))
     readable = all(map(tree.has_values, state.params.values()))  # else no kernel runs, and none draws
-    drawn = _generator_states(state.params) if stage.seed is None and readable else None
+    cuda = sorted({x.device.index or 0 for x in state.params.values() if x.device.type == "cuda"})
+    drawn = _generator_states(cuda) if stage.seed is None and readable else None
     if watch is not None:
         watch(state)
     for t in range(state.step, last):
         if t in plan.states:
             states[t] = state
+            state = _in_own_dicts(state)
+            owned.clear()
         grad = None  # the previous gradient must not outlive this step's activations
-        if t in plan.states or watch is not None:
-            state = _own(state)  # they keep theirs
-        state, loss, grad, one = _step(stage, rule, state, hparams, keep=t in plan.steps)
+        state, loss, grad, one = _step(stage, rule, state, hparams, owned, keep=t in plan.steps)
         if one is not None:
             kept[t] = one
         del one
@@ -357,7 +373,7 @@ def run(
         if len(grad) < len(names):
             skipped[t] = frozenset(names - grad.keys())
         if drawn is not None:
-            _check_no_draws(drawn, state.params, t)
+            _check_no_draws(drawn, cuda, t)
         if watch is not None:
             watch(state)
     if grad is not None:
@@ -406,17 +422,16 @@ def _check_start(stage: Stage, start: Tree | State, hparams: Tree) -> None:
             raise HypergradientError(f"State.slots lacks {sorted(missing)}: start from a dict of params instead")
         rule = stage.bind(hparams)
         check_leaves(rule, params)
-        for k, fresh in init_tree(rule, {k: params[k] for k in stage.trained(params)}, start.step).items():
-            tree.check_slots(start.slots[k], f"State.slots[{k!r}]", fresh)
+        for k in stage.trained(params):  # one at a time: all fresh slots together are as large as the state
+            tree.check_slots(start.slots[k], f"State.slots[{k!r}]", init_tree(rule, {k: params[k]}, start.step)[k])
 
 
-def _generator_states(params: Tree) -> list[Tensor]:
-    cuda = sorted({x.device.index or 0 for x in params.values() if x.device.type == "cuda"})
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in cuda)]
+def _generator_states(cuda: Collection[int]) -> list[Tensor]:
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda)]
 
 
-def _check_no_draws(before: list[Tensor], params: Tree, step: int) -> None:
-    if not all(torch.equal(a, b) for a, b in zip(before, _generator_states(params), strict=True)):
+def _check_no_draws(before: list[Tensor], cuda: Collection[int], step: int) -> None:
+    if not all(map(torch.equal, before, _generator_states(cuda))):
         raise HypergradientError(
             f"in step {step} the loss or the stream draws from torch's global generator (dropout, sampling, shuffling), "
             "so that no second evaluation of the step would agree with the first: give Stage(seed=0)"

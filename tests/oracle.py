@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from estimators import SGD, Adam, AdamW, Groups, Momentum, Problem, Stage, Tree
+from estimators.rules import leaf_rule
 from estimators.tree import flatten, unflatten
 
 from .rule_references import formula
@@ -41,7 +42,7 @@ def reference_step(rule: object, g: Tensor, memory: dict[str, Tensor], t: int, p
 
 def _of(rule: Any, leaf: str) -> object:
     """The rule of a leaf, under groups or without."""
-    return rule.of(leaf, 0) if isinstance(rule, Groups) else rule
+    return leaf_rule(rule, leaf, 0)
 
 
 def train(stage: Stage, params: Tree, hparams: Tree, cut: int = 0) -> tuple[Tree, list[Tree]]:

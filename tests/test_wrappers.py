@@ -40,7 +40,7 @@ from estimators import (
     reverse_over_reverse,
     run,
 )
-from estimators.rules import can_rewind, step_tree
+from estimators.rules import can_rewind, leaf_rule, step_tree
 from estimators.tree import flatten, unflatten
 
 from .toy import toy
@@ -358,8 +358,8 @@ def test_a_schedule_needs_a_rate_to_change() -> None:
 def test_names_win_over_patterns_and_the_first_pattern_over_later_ones() -> None:
     a, b, c = SGD(lr=0.1), SGD(lr=0.2), SGD(lr=0.3)
     groups = Groups({"*": a, "head.*": b, "head.bias": c})
-    assert groups.of("head.bias", 0) is c
-    assert groups.of("head.weight", 0) is a
+    assert leaf_rule(groups, "head.bias", 0) is c
+    assert leaf_rule(groups, "head.weight", 0) is a
 
 
 def test_every_wrapper_is_tested() -> None:

@@ -10,6 +10,7 @@ from .amsgrad import AMSGrad
 from .base import Rule, Slots, declares
 from .clip_norm import ClipNorm
 from .groups import Groups
+from .in_place import Owned, step_in_place, unshared
 from .lamb import LAMB
 from .lion import Lion
 from .momentum import Momentum
@@ -31,6 +32,7 @@ from .whole import (
     leaf_rule,
     leaf_rules,
     leaf_steps,
+    parts,
     rewind_tree,
     step_tree,
 )
@@ -59,7 +61,8 @@ WRAPPERS: dict[str, type] = {"groups": Groups, "scheduled": Scheduled, "clip-nor
 
 __all__ = [
     "LAMB", "RULES", "SGD", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
-    "AnyRule", "ClipNorm", "Groups", "Lion", "Momentum", "Muon", "NAdam", "RAdam", "RMSprop", "Rule", "Scheduled",
-    "Slots", "Wrapper", "can_rewind", "check_leaves", "declares", "init_tree", "is_linear", "is_rule", "is_wrapper",
-    "leaf_rule", "leaf_rules", "leaf_steps", "rewind_tree", "step_tree",
+    "AnyRule", "ClipNorm", "Groups", "Lion", "Momentum", "Muon", "NAdam", "Owned", "RAdam", "RMSprop", "Rule",
+    "Scheduled", "Slots", "Wrapper", "can_rewind", "check_leaves", "declares", "init_tree", "is_linear", "is_rule",
+    "is_wrapper", "leaf_rule", "leaf_rules", "leaf_steps", "parts", "rewind_tree", "step_in_place", "step_tree",
+    "unshared",
 ]  # fmt: skip

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import HypergradientError
 from .base import Scalar, Slots, check_fields
+from .in_place import counter, fused
 from .parts import UnlessCoupled, coupled, root, where_live
 
 
@@ -54,6 +56,12 @@ class Adagrad:
         grad = coupled(grad, self.weight_decay, param)
         total = slots["sum"] + grad * grad
         return self._step(grad, total, t), {"sum": total}
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], slots: list[Slots], t: int) -> None:
+        fused(
+            torch._fused_adagrad_, params, grads, [s["sum"] for s in slots], [counter(t, params[0])] * len(params),
+            lr=self.lr, lr_decay=self.lr_decay, weight_decay=self.weight_decay, eps=self.eps, maximize=False,
+        )  # fmt: skip
 
     def _step(self, grad: Tensor, total: Tensor, t: int) -> Tensor:
         rate = self.lr / (1 + (t - 1) * self.lr_decay)

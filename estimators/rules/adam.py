@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
+from .in_place import counter, fused
 from .parts import Betas, averages, coupled, earlier_averages, is_zero, larger, root, where_live
 
 
@@ -80,6 +81,15 @@ class Adam(Betas):
             through_root = torch.where(square <= slots["exp_avg_sq"], through_root, 0.0)
         slope = -self.lr / (1 - self.beta1**t) * ((1 - self.beta1) - through_root) / denominator
         return torch.where(square > 0, slope, 0.0)
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], slots: list[Slots], t: int) -> None:
+        names = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+        moments = [[s[name] for s in slots if name in s] for name in names]
+        fused(
+            torch._fused_adamw_ if self.decoupled_weight_decay else torch._fused_adam_, params, grads, *moments,
+            [counter(t, params[0])] * len(params), lr=self.lr, beta1=self.beta1, beta2=self.beta2, eps=self.eps,
+            weight_decay=self.weight_decay, amsgrad=self.amsgrad, maximize=False,
+        )  # fmt: skip
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         param = param - self._step(slots, t)

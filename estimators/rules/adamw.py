@@ -21,6 +21,7 @@ class AdamW(Adam):
     weight_decay: Scalar = 1e-2
     decoupled_weight_decay: ClassVar[bool] = True
     diagonal: ClassVar[bool] = True
+    step_ = Adam.step_
 
     def _decayed_grad(self, grad: Tensor, param: Tensor) -> Tensor:
         return grad

@@ -15,3 +15,4 @@ class AMSGrad(Adam):
     amsgrad: bool = field(default=True, init=False)
     diagonal: ClassVar[bool] = True
     derivative = Adam.derivative
+    step_ = Adam.step_

@@ -25,6 +25,11 @@ class Rule(Protocol):
     - ``rewind(grad, slots, t, param) -> (slots, param)``: the inverse of ``update`` and of ``param + change``, given
       the gradient of that update. With it the *adaptation* (the derivative of the last change with respect to its
       gradient) needs no copy from before the step. Without it `run` keeps that copy.
+    - ``step_(params, grads, slots, t) -> None``: the step of ``update`` and ``param + change``, to rounding, written over
+      ``params`` and ``slots``, of many leaves at once (three lists of one length). It is asked only if every field is a
+      number and all tensors are contiguous and of one dtype and device; it must not change ``grads``, and work on tensors
+      without values too. `run` takes it; derivatives are of ``update``. Read from the class itself: a subclass with
+      another update does not inherit it. Without it a step is ``update`` and an addition.
     - ``gradient_step``: the learning rate of plain gradient descent with the same limit of stability on a quadratic;
       None or absent for adaptive rules. The series solvers use it when their ``lr`` is None.
     - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient. It is read

@@ -10,8 +10,8 @@ import torch
 from .. import tree
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Rule, Scalar
-from .whole import AnyRule, check_leaves, check_rule, leaf_rule, transform
+from .base import Scalar
+from .whole import AnyRule, Part, check_leaves, check_rule, parts, transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class ClipNorm:
     def varies(self) -> bool:
         return bool(getattr(self.rule, "varies", False))
 
-    def of(self, leaf: str, step: int) -> Rule:
-        return leaf_rule(self.rule, leaf, step)
+    def parts(self, leaves: Collection[str], step: int) -> list[Part]:
+        return parts(self.rule, leaves, step)
 
     def check(self, leaves: Collection[str]) -> None:
         check_leaves(self.rule, leaves)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Rule
-from .whole import AnyRule, check_leaves, check_rule, leaf_rule, transform
+from .whole import AnyRule, Part, check_leaves, check_rule, parts, transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,23 @@ class Groups:
             return leaf
         return next((pattern for pattern in self.rules if fnmatchcase(leaf, pattern)), None)
 
-    def of(self, leaf: str, step: int) -> Rule:
-        return leaf_rule(self.rules[self.pattern(leaf)], leaf, step)
+    def parts(self, leaves: Collection[str], step: int) -> list[Part]:
+        members = self._members(leaves).items()
+        return [part for pattern, group in members for part in parts(self.rules[pattern], group, step)]
+
+    def _members(self, leaves: Collection[str]) -> dict[str, list[str]]:
+        """The leaves of every pattern that has any."""
+        members: dict[str, list[str]] = {}
+        for k in leaves:
+            if k not in self._known:
+                self._known[k] = self.pattern(k)
+            members.setdefault(self._known[k], []).append(k)
+        return members
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        """Patterns by leaf, of those that were asked for: matching anew in every step takes longer than a small step."""
+        return {}
 
     def check(self, leaves: Collection[str]) -> None:
         members: dict[str, list[str]] = {pattern: [] for pattern in self.rules}
@@ -77,8 +92,7 @@ class Groups:
             check_leaves(self.rules[pattern], group)
 
     def transform(self, grads: Tree) -> Tree:
-        members: dict[str, Tree] = {}
-        for k, g in grads.items():
-            members.setdefault(self.pattern(k), {})[k] = g
-        changed = {k: g for pattern, group in members.items() for k, g in transform(self.rules[pattern], group).items()}
+        changed: Tree = {}
+        for pattern, group in self._members(grads).items():
+            changed |= transform(self.rules[pattern], {k: grads[k] for k in group})
         return {k: changed[k] for k in grads}

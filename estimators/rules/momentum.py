@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import HypergradientError
 from .base import Scalar, Slots, check_fields, undo
+from .in_place import fused
 from .parts import coupled, is_zero
 
 
@@ -82,6 +83,18 @@ class Momentum:
     def derivative(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Scalar:
         buffer = 1.0 if t == 1 else self._fresh
         return -self.lr * (1 + self.momentum * buffer if self.nesterov else buffer)
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], slots: list[Slots], t: int) -> None:
+        buffers = [s["momentum_buffer"] for s in slots]
+        if is_zero(self.momentum):
+            for buffer, grad, param in zip(buffers, grads, params, strict=True):
+                buffer.copy_(coupled(grad, self.weight_decay, param))
+            buffers = []  # the kernel takes none
+        fused(
+            torch._fused_sgd_, params, grads, buffers, lr=self.lr, weight_decay=self.weight_decay,
+            momentum=self.momentum, dampening=self.dampening, nesterov=self.nesterov, maximize=False,
+            is_first_step=t == 1,
+        )  # fmt: skip
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         buffer = slots["momentum_buffer"]

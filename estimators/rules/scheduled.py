@@ -9,7 +9,7 @@ from typing import Any, cast
 from ..errors import HypergradientError
 from ..tree import Tree
 from .base import Rule, Scalar
-from .whole import AnyRule, check_leaves, check_rule, leaf_rule, transform
+from .whole import AnyRule, Part, check_leaves, check_rule, parts, transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,10 @@ class Scheduled:
     def varies(self) -> bool:
         return True
 
-    def of(self, leaf: str, step: int) -> Rule:
-        rule = leaf_rule(self.rule, leaf, step)
+    def parts(self, leaves: Collection[str], step: int) -> list[Part]:
+        return [(self._at(rule, step), group) for rule, group in parts(self.rule, leaves, step)]
+
+    def _at(self, rule: Rule, step: int) -> Rule:
         if not is_dataclass(rule) or not hasattr(rule, "lr"):
             raise HypergradientError(f"Scheduled: {type(rule).__name__} must be a dataclass with a field lr")
         return cast(Rule, replace(cast(Any, rule), lr=rule.lr * self.factor(step)))

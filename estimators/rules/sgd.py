@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from .base import Scalar, Slots, check_fields
+from .in_place import fused
 from .parts import coupled
 
 
@@ -45,6 +47,12 @@ class SGD:
 
     def derivative(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Scalar:
         return -self.lr
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], slots: list[Slots], t: int) -> None:
+        fused(
+            torch._fused_sgd_, params, grads, [], lr=self.lr, weight_decay=self.weight_decay, momentum=0.0,
+            dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip
 
     def rewind(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Slots, Tensor]:
         return {}, (param + self.lr * grad) / (1 - self.lr * self.weight_decay)

@@ -27,11 +27,11 @@ class Wrapper(Protocol):
 
     @property
     def varies(self) -> bool:
-        """Whether ``of`` depends on the step."""
+        """Whether ``parts`` depends on the step."""
         ...
 
-    def of(self, leaf: str, step: int) -> Rule:
-        """The leaf rule that moves ``leaf`` in step ``step`` (from 0, as ``Stage.stream``)."""
+    def parts(self, leaves: Collection[str], step: int) -> list[Part]:
+        """The leaf rules that move ``leaves`` in step ``step`` (from 0, as ``Stage.stream``), each with those that it moves."""
         ...
 
     def transform(self, grads: Tree) -> Tree:
@@ -44,6 +44,8 @@ class Wrapper(Protocol):
 
 
 AnyRule = Rule | Wrapper
+Part = tuple[Rule, list[str]]
+"""A leaf rule and leaves that it moves."""
 
 
 def is_rule(thing: object) -> bool:
@@ -55,7 +57,7 @@ def check_rule(thing: object, where: str) -> None:
     """Refuse what is no rule.
 
     Raises:
-        HypergradientError: it is a class, or has neither init and update nor of and transform.
+        HypergradientError: it is a class, or has neither init and update nor parts and transform.
     """
     if isinstance(thing, type):
         raise HypergradientError(f"{where}: {thing.__name__} is a class: pass a rule, {thing.__name__}(...)")
@@ -67,17 +69,23 @@ def check_rule(thing: object, where: str) -> None:
 
 def is_wrapper(thing: object) -> TypeGuard[Wrapper]:
     """Whether it is a wrapper. Asked for every leaf in every step: `isinstance` with a protocol takes 30 times as long."""
-    return hasattr(thing, "of")
+    return hasattr(thing, "parts")
+
+
+def parts(rule: AnyRule, leaves: Collection[str], step: int) -> list[Part]:
+    """The leaf rules that move ``leaves`` in step ``step``, each with those that it moves."""
+    return rule.parts(leaves, step) if is_wrapper(rule) else [(cast(Rule, rule), list(leaves))]
+
+
+def leaf_rules(rule: AnyRule, leaves: Collection[str], step: int) -> dict[str, Rule]:
+    """The same by leaf."""
+    found = {k: one for one, group in parts(rule, leaves, step) for k in group}
+    return {k: found[k] for k in leaves}
 
 
 def leaf_rule(rule: AnyRule, leaf: str, step: int) -> Rule:
     """The leaf rule that moves ``leaf`` in step ``step``."""
-    return rule.of(leaf, step) if is_wrapper(rule) else cast(Rule, rule)
-
-
-def leaf_rules(rule: AnyRule, leaves: Collection[str], step: int) -> dict[str, Rule]:
-    """The leaf rules that move ``leaves`` in step ``step``, by leaf."""
-    return {k: leaf_rule(rule, k, step) for k in leaves}
+    return leaf_rules(rule, [leaf], step)[leaf]
 
 
 def transform(rule: AnyRule, grads: Tree) -> Tree:
@@ -93,7 +101,7 @@ def check_leaves(rule: AnyRule, leaves: Collection[str]) -> None:
 
 def init_tree(rule: AnyRule, params: Mapping[str, Tensor], step: int) -> dict[str, Slots]:
     """Fresh slots of all leaves of ``params``."""
-    return {k: leaf_rule(rule, k, step).init(x) for k, x in params.items()}
+    return {k: one.init(params[k]) for k, one in leaf_rules(rule, params, step).items()}
 
 
 def step_tree(rule: AnyRule, grads: Tree, state: State) -> tuple[Tree, dict[str, Slots]]:
@@ -118,10 +126,9 @@ def leaf_steps(rule: AnyRule, grads: Tree, state: State) -> Iterator[tuple[str, 
 
     A leaf of ``state`` may be replaced once it was given.
     """
+    rules = leaf_rules(rule, grads, state.step)
     for k, g in transform(rule, grads).items():
-        change, moved = leaf_rule(rule, k, state.step).update(
-            g, state.slots[k], state.update_number(k), state.params[k]
-        )
+        change, moved = rules[k].update(g, state.slots[k], state.update_number(k), state.params[k])
         yield k, change, moved
         del change, moved
 
@@ -135,8 +142,9 @@ def rewind_tree(rule: AnyRule, grads: Tree, state: State) -> State:
     """The state before the last step, which used ``grads``; for rules of which `can_rewind` holds."""
     step = state.step - 1
     before = state._replace(params=dict(state.params), slots=dict(state.slots), step=step)
+    rules = leaf_rules(rule, grads, step)
     for k, g in transform(rule, grads).items():
-        rewind = cast("Rewinds", leaf_rule(rule, k, step)).rewind
+        rewind = cast("Rewinds", rules[k]).rewind
         before.slots[k], before.params[k] = rewind(g, state.slots[k], before.update_number(k), state.params[k])
     return before
 

@@ -1,0 +1,244 @@
+"""Steps in place are those of the pure `update`, write over what they own, and over nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.measure import peak_bytes
+from benchmarks.meta_step import copied
+from estimators import RULES, SGD, Adam, ClipNorm, Groups, Momentum, Muon, Scheduled, Stage, State, Tree, run, tree
+from estimators.rules import Owned, Slots, init_tree, step_in_place, step_tree, unshared
+from estimators.rules.base import Scalar
+
+from .rule_references import CASES, F64
+
+SHAPES = {"matrix": (5, 4), "vector": (70,), "number": (), "across": (4, 6)}
+FUSED = [name for name, rule in RULES.items() if "step_" in vars(rule)]
+GENERATOR = torch.Generator()
+
+
+def draw(*shape: int, dtype: torch.dtype = F64) -> Tensor:
+    return torch.randn(shape, generator=GENERATOR, dtype=F64).to(dtype)
+
+
+def drawn_params(rule: Any, dtype: torch.dtype) -> Tree:
+    shapes = {k: s for k, s in SHAPES.items() if len(s) == 2 or not isinstance(rule, Muon)}
+    params = {k: draw(*s, dtype=dtype) for k, s in shapes.items()}
+    return params | {"across": params["across"].T}  # no kernel walks through it as it lies
+
+
+def drawn_grads(params: Tree, t: int, dtype: torch.dtype) -> Tree:
+    grads = {k: draw(*x.shape, dtype=dtype) for k, x in params.items()}
+    grads["matrix"] = grads["matrix"].T.contiguous().T if t % 2 else grads["matrix"][:, :1].expand(5, 4)
+    if t in (1, 4) and "vector" in grads:
+        del grads["vector"]  # and its number of updates stays behind
+    if t == 3 and "vector" in grads:
+        grads["vector"] = torch.zeros_like(grads["vector"])
+    return grads
+
+
+def pure(rule: Any, grads: Tree, state: State) -> State:
+    changes, slots = step_tree(rule, grads, state)
+    return state._replace(params=tree.union_add(state.params, changes), slots={**state.slots, **slots})
+
+
+def after(state: State, grads: Tree) -> State:
+    missed = {k: state.missed.get(k, 0) + (k not in grads) for k in state.params}
+    return state._replace(step=state.step + 1, missed=missed)
+
+
+def flat(state: State) -> dict[str, Tensor]:
+    return {f"{k}.{n}": x for k, s in state.slots.items() for n, x in s.items()} | state.params
+
+
+@pytest.mark.parametrize("owned", [False, True])
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_step_in_place_is_the_update_to_rounding(case: Any, dtype: torch.dtype, owned: bool) -> None:
+    """Each of several steps, from the same state; every entry, in units of what was added up in it."""
+    GENERATOR.manual_seed(0)
+    rule = case.rule
+    params = drawn_params(rule, dtype)
+    state = State(params, init_tree(rule, params, 0), 0)
+    limit = 8 * torch.finfo(dtype).eps
+    for t in range(6):
+        grads = drawn_grads(params, t, dtype)
+        given = {k: (x, x.clone(), x._version) for k, x in grads.items()}
+        want, ours = pure(rule, grads, state), copied(state)
+        held = {k: (x, x.clone()) for k, x in flat(ours).items()}
+        with torch.no_grad():
+            step_in_place(rule, grads, ours, unshared(ours, ()) if owned else Owned())
+        if not owned:
+            assert all(torch.equal(x, y) for x, y in held.values())  # copied, not written over
+        assert all(torch.equal(x, y) and x._version == v for x, y, v in given.values())
+        earlier, found = flat(state), flat(ours)
+        for k, x in flat(want).items():
+            assert found[k].dtype == dtype
+            if dtype is torch.bfloat16 or not isinstance(rule, tuple(RULES[name] for name in FUSED)):
+                assert torch.equal(found[k], x)
+            scale = earlier[k].abs() + x.abs()
+            g, p = grads.get(k.split(".")[0]), params_of(state, k)
+            if g is not None and k not in params:  # a new moment may be small by cancellation
+                scale = scale + (g.abs() + g.square()).max()
+            elif g is not None:  # and so may be a decayed gradient, which is divided by
+                decay = 0.0 if rule.decoupled_weight_decay else rule.weight_decay
+                lost = (g.abs() + decay * p.abs()) / (g + decay * p).abs()
+                scale = (scale + rule.lr) * lost.nan_to_num(1.0)
+            assert ((found[k] - x).abs() <= limit * scale).all(), (t, k)
+        state = after(want, grads)
+
+
+def params_of(state: State, key: str) -> Tensor:
+    return state.params[key.split(".", maxsplit=1)[0]]
+
+
+def test_rules_with_kernels_of_torch() -> None:
+    assert {"sgd", "momentum", "adam", "adamw", "amsgrad", "adagrad"} <= set(FUSED)
+
+
+def quadratic(rule: Any, steps: int = 4) -> tuple[Stage, State, Tree]:
+    GENERATOR.manual_seed(1)
+    params, hparams = {"w": draw(6, 5), "b": draw(5)}, {"x": draw(5)}
+    stage = Stage(
+        lambda p, h, b: (p["w"] @ h["x"]).square().sum() + (p["b"] - h["x"]).pow(4).sum(), rule, lambda t: t, steps
+    )
+    return stage, stage.initial(params, hparams), hparams
+
+
+def by_update(stage: Stage, state: State, hparams: Tree) -> State:
+    for _ in range(stage.steps):
+        leaves = {k: x.detach().requires_grad_() for k, x in state.params.items()}
+        grads = dict(
+            zip(leaves, torch.autograd.grad(stage.loss(leaves, hparams, None), list(leaves.values())), strict=True)
+        )
+        with torch.no_grad():
+            state = after(pure(stage.bind(hparams), grads, state), grads)
+    return state
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Half(Adam):
+    """Half of Adam's step, by another update: what Adam does in place is not its step."""
+
+    def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        change, slots = super().update(grad, slots, t, param)
+        return change / 2, slots
+
+
+def warm(t: int) -> Scalar:
+    """A number or a tensor, by turns."""
+    return (t + 1) / 5 if t % 2 else torch.tensor((t + 1) / 5, dtype=F64)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Half(lr=0.05),
+        Adam(lr=torch.tensor(0.05, dtype=F64)),  # type: ignore[arg-type]
+        Adam(lr=0.05, betas=(0.9, torch.tensor(0.99, dtype=F64))),
+        Scheduled(Momentum(lr=0.05, nesterov=True), warm),
+        Scheduled(Groups({"w": Momentum(lr=0.05), "b": Adam(lr=0.05)}), lambda t: 1 / (t + 1)),
+        ClipNorm(Groups({"*": ClipNorm(Adam(lr=0.05), 0.1)}), 0.5),
+    ],
+)  # fmt: skip
+def test_a_run_is_its_pure_steps(rule: Any) -> None:
+    stage, start, hparams = quadratic(rule)
+    end, want = run(stage, start, hparams, tail=0).end, by_update(stage, start, hparams)
+    torch.testing.assert_close(flat(end), flat(want), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_start_is_written_over_only_if_it_is_given_away(name: str) -> None:
+    stage, start, hparams = quadratic(RULES[name](lr=0.05))
+    before = copied(start)
+    end = run(stage, start, hparams, tail=0).end
+    assert all(torch.equal(x, flat(before)[k]) for k, x in flat(start).items())
+    given = {k: x.data_ptr() for k, x in flat(start).items()}
+    onward = run(stage, start, hparams, tail=0, donate=True).end
+    assert {k: x.data_ptr() for k, x in flat(onward).items()} == given
+    assert all(torch.equal(x, flat(onward)[k]) for k, x in flat(end).items())
+
+
+@pytest.mark.parametrize("name", ["momentum", "rmsprop"])
+def test_what_shares_memory_is_not_written_over_even_if_given_away(name: str) -> None:
+    rule = RULES[name](lr=0.05)
+    stage, _, _ = quadratic(rule)
+    one = draw(6, 5)
+
+    def start() -> State:
+        params = {"w": one, "b": one[0]}
+        return stage.initial(params, {"x": one[1]})
+
+    hparams = {"x": one[1]}
+    want, before = by_update(stage, start(), {"x": one[1].clone()}), one.clone()
+    end = run(stage, start(), hparams, tail=0, donate=True).end
+    torch.testing.assert_close(flat(end), flat(want), rtol=1e-12, atol=1e-14)
+    assert torch.equal(one, before)
+    narrow = {"w": draw(5).expand(6, 5), "b": draw(5)}
+    want = by_update(stage, stage.initial(narrow, hparams), hparams)
+    found = run(stage, narrow, hparams, tail=0, donate=True).end
+    torch.testing.assert_close(flat(found), flat(want), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_graph_that_holds_the_parameters_notices(name: str) -> None:
+    """Torch's fused kernels do not count versions; a graph would otherwise be pulled back at other parameters."""
+    stage, start, hparams = quadratic(RULES[name](lr=0.05), steps=1)
+    w = start.params["w"].detach().requires_grad_()
+    loss = w.pow(3).sum()
+    run(stage, start, hparams, tail=0, donate=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, w)
+
+
+def test_a_momentum_does_not_live_in_the_gradient() -> None:
+    """Whose memory is not the run's: here it is a batch's."""
+    batch = draw(5)
+
+    class Inner(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, w: Tensor) -> Tensor:
+            return w @ batch
+
+        @staticmethod
+        def backward(ctx: Any, c: Tensor) -> Tensor:
+            return batch
+
+    stage = Stage(lambda p, h, b: Inner.apply(p["w"]) + 0 * h["x"].sum(), Momentum(lr=0.1), lambda t: t, 3)
+    before = batch.clone()
+    run(stage, {"w": draw(5)}, {"x": draw(1)}, tail=0)
+    assert torch.equal(batch, before)
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("donate", [False, True])
+def test_bytes_without_values_are_bytes_with_them(name: str, donate: bool) -> None:
+    stage, _, _ = quadratic(RULES[name](lr=0.05))
+
+    def train() -> object:
+        params, hparams = {"w": torch.ones(6, 5), "b": torch.ones(5)}, {"x": torch.ones(5)}
+        return run(stage, stage.initial(params, hparams), hparams, tail=1, donate=donate)
+
+    with FakeTensorMode():
+        fake = peak_bytes(train)
+    assert peak_bytes(train) == fake
+
+
+def test_a_missed_leaf_is_still_the_callers() -> None:
+    """Its first gradient comes in a later step."""
+    stage = Stage(
+        lambda p, h, t: p["a"].square().sum() * h["x"] + (p["b"].square().sum() if t else 0.0),
+        SGD(lr=0.1), lambda t: t, 3,
+    )  # fmt: skip
+    start = {"a": draw(3), "b": draw(3)}
+    before = {k: x.clone() for k, x in start.items()}
+    record = run(replace(stage), start, {"x": torch.ones((), dtype=F64)})
+    assert all(torch.equal(x, start[k]) for k, x in before.items())
+    torch.testing.assert_close(record.states[1].params["b"], before["b"])
+    torch.testing.assert_close(record.end.params["b"], 0.8**2 * before["b"])
