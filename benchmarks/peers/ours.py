@@ -20,8 +20,10 @@ from estimators import (
     hypergradient,
     run,
 )
+from estimators.estimator import recording
 from estimators.products import reverse_over_reverse
 from estimators.rules import AnyRule
+from estimators.stage import sizes_of
 
 from ..measure import memory_of
 from ..meta_step import MetaStep, preloaded, settled
@@ -51,15 +53,17 @@ def _unroll(case: Case, *, estimator: Callable[[Case], Unroll]) -> Work:
     stage, chosen = training(case), estimator(case)
 
     def work() -> Hypergradient:
-        record = run(stage, case.params, case.hparams, tail=chosen.tail, every=chosen.every)
-        return hypergradient(case.outer, [stage], [chosen], [record], case.hparams, throw=False)
+        record = run(stage, case.params, case.hparams, **recording(chosen))
+        return hypergradient(case.outer, [stage], [chosen], [record], case.hparams, throw=False, consume=True)
 
     return work
 
 
-def _run(case: Case) -> Work:
+def _budgeted(case: Case) -> Unroll:
+    """With room for sqrt(T) states and two steps' graphs."""
     stage = training(case)
-    return lambda: run(stage, case.params, case.hparams, tail=0).end.params
+    sizes = sizes_of(stage, stage.initial(case.params, case.hparams), case.hparams)
+    return Unroll(budget=math.isqrt(case.steps) * sizes.state + 2 * sizes.step)
 
 
 def _meta(case: Case, *, estimator: Estimator) -> Work:
@@ -74,15 +78,13 @@ def _meta_peak(case: Case, *, estimator: Estimator) -> int:
     return memory_of(step).peak
 
 
-def _every(case: Case) -> int:
-    return max(1, math.isqrt(case.steps))
-
-
 UNROLLS: dict[str, Variant] = {
-    "Unroll()": Variant(partial(_unroll, estimator=lambda case: Unroll()), "every state recorded"),
-    "Unroll(checkpoint=sqrt(T))": Variant(
-        partial(_unroll, estimator=lambda case: Unroll(checkpoint=_every(case))),
-        "sqrt(T) states recorded, the others replayed",
+    "Unroll()": Variant(partial(_unroll, estimator=lambda case: Unroll()), "fast: every step's graph kept"),
+    "Unroll(checkpoint=1)": Variant(
+        partial(_unroll, estimator=lambda case: Unroll(checkpoint=1)), "every state recorded, one graph at a time"
+    ),
+    "Unroll(budget=...)": Variant(
+        partial(_unroll, estimator=_budgeted), "light: the bytes of sqrt(T) states and two steps' graphs"
     ),
 }
 
