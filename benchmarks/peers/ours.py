@@ -66,6 +66,13 @@ def _budgeted(case: Case) -> Unroll:
     return Unroll(budget=math.isqrt(case.steps) * sizes.state + 2 * sizes.step)
 
 
+def _run(case: Case) -> Work:
+    stage = training(case)
+    return lambda: (
+        run(stage, {k: x.clone() for k, x in case.params.items()}, case.hparams, tail=0, donate=True).end.params
+    )
+
+
 def _meta(case: Case, *, estimator: Estimator) -> Work:
     assert case.workload is not None
     return MetaStep(preloaded(case.workload), estimator, settled(case.workload))
