@@ -26,7 +26,7 @@ from .errors import HypergradientError, NonFiniteError
 from .estimator import Hypergradient, Outer
 from .implicit import Implicit, last_objectives
 from .lanczos import Krylov, lanczos, random_start
-from .products import BoundLoss, Linearized, gradients, linearize
+from .products import BoundLoss, CentralDifference, Linearized, gradients, linearize
 from .rules import is_wrapper, leaf_rules
 from .solvers import Outcome
 from .stage import Record, Stage, check_reads
@@ -94,6 +94,7 @@ class Certificate:
         mixed: upper bound on ||M||.
         cotangent: ||c|| at the end.
         doubt, rigorous: see `ErrorBound`.
+        batches: that the inner loss is the mean over.
         rounding: of an implicit gradient computed in this dtype.
         first_order: of the gap, from ||dL/dtheta|| at the end alone.
         arrives: ||c_k|| / ||c||, what is left of the cotangent where an unroll cuts the run; None if it cannot be told.
@@ -110,6 +111,7 @@ class Certificate:
     cotangent: float
     doubt: float
     rigorous: bool
+    batches: int
     rounding: float
     first_order: float
     arrives: Callable[[Unroll], float | None]
@@ -143,6 +145,8 @@ class Certificate:
         """||M|| ||r|| / mu with the residual that the estimate knows of itself."""
         relative = None
         if isinstance(estimator, Implicit):
+            if estimator.batches != self.batches:
+                return None
             relative = _residual(answer, estimator, self.mu)
         elif isinstance(estimator, Unroll):
             relative = self.arrives(estimator)
@@ -243,7 +247,7 @@ def certify(
         end=first.hparams, end_slack=mixed * first.residual / mu + rounding,
         optimum=last.hparams, slack=mixed * last.residual / mu + slope * at.slope / mu + rounding,
         mu=mu, top=curvature.highest, mixed=mixed, cotangent=first.cotangent, doubt=curvature.doubt,
-        rigorous=curvature.exhausted and norm.exhausted and stationary, rounding=rounding, first_order=slope * here.slope / mu + rounding,
+        rigorous=curvature.exhausted and norm.exhausted and stationary, batches=batches, rounding=rounding, first_order=slope * here.slope / mu + rounding,
         arrives=partial(  # no lambda, which would hold the graphs
             _arrives, stage=stage, record=record, hparams=hparams, cotangent=first.at_end, ends=(mu, curvature.highest)
         ),
@@ -415,10 +419,12 @@ def _implicit(
 
 
 def _residual(answer: Hypergradient, estimator: Implicit, mu: float) -> float | None:
-    """||c - H y|| / ||c|| of the solver's y, for the undamped H; None where the solver's figure is another norm's, or none."""
+    """||c - H y|| / ||c|| of the solver's y, for the undamped H; None where the solver's figure is another norm's or
+    operator's, or none."""
     pulled = answer.pullbacks[-1]
     told = (Outcome.CONVERGED, Outcome.BUDGET, Outcome.APPROXIMATE, Outcome.MISSED)
-    if pulled.residual is None or estimator.adapt or pulled.outcome not in told:
+    other = estimator.adapt or isinstance(estimator.product, CentralDifference)
+    if pulled.residual is None or other or pulled.outcome not in told:
         return None
     damping, relative = float(getattr(estimator.solver, "damping", 0.0)), pulled.residual
     return relative + damping * (1 + relative) / (mu + damping)  # the damped system's, and damping ||y||

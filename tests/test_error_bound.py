@@ -21,6 +21,7 @@ from estimators import (
     T1T2,
     Adam,
     AdamW,
+    CentralDifference,
     Certificate,
     ErrorBound,
     FixedPoint,
@@ -290,6 +291,18 @@ def test_batches_are_averaged_as_in_implicit() -> None:
     found = certify(made.outer, stage, record, made.hparams, batches=6)
     assert isinstance(found, Certificate)
     assert norm(sub(answer.hparams, found.end)) <= 1e-9 * norm(found.end)
+
+
+@pytest.mark.parametrize("other", [{"batches": 5}, {"product": CentralDifference(alpha=1.0)}, {"adapt": True}])
+def test_the_residual_of_another_system_is_not_taken(other: dict[str, Any]) -> None:
+    """It says that the solve is exact, which it is for its own system."""
+    made = toy(SGD(lr=0.1), steps=60)
+    found, bound, certificate = solved(made, Implicit(CG(steps=60, rtol=1e-12), **({"batches": 6} | other)), batches=6)
+    assert bound.own is None
+    distance = norm(sub(found, certificate.end))
+    assert bound.solve >= distance
+    if "adapt" not in other:
+        assert distance > 1e-3 * norm(certificate.end)
 
 
 def test_float32_knows_its_rounding() -> None:
