@@ -61,6 +61,8 @@ MUTATIONS = [
              "coupled weight decay left out of the bound's system"),
     Mutation("bound-damped-residual", "error_bound.py", "return relative + damping * (1 + relative) / (mu + damping)", "return relative",
              "the residual of the damped system taken for that of the system"),
+    Mutation("bound-other-batches", "error_bound.py", "if estimator.batches != self.batches:", "if False:",
+             "the residual of a solve over other batches taken for that of the system"),
     Mutation("cg-old-residual", "solvers/cg.py", "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, z)",
              "p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, tree.axpy(a.to(dtype), hp, r))",
              "direction from the old residual (betty 0.1.1, moskomule/hypergrad)"),
