@@ -47,7 +47,7 @@ class Cell:
             throughput and the memory of a whole meta step of a workload; "peers" is `benchmarks.peers`; "advice" takes error and
             cost of one hypergradient on any problem of one stage.
         meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``; for "peers", the task; for
-            "advice", the id of the ``reference``, and whether ``costs`` are taken and a ``bound``, or what it is a reference ``of``.
+            "advice", the id of the ``reference``, and whether ``costs`` are taken, or what it is a reference ``of``.
         device: "cpu", "cuda", "cuda:1", ...
         fields: of the estimator, in place of what is registered, dotted: ``{"solver.steps": 5}``.
         workers: data-parallel processes ("meta" only).

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .adaptation import RulePullback, SlotCotangents
 from .rules import Rule, declares, is_linear, leaf_rules
@@ -55,7 +56,7 @@ def _of_numbers(rule: Rule) -> bool:
 
 def _coefficients(rule: Rule, slots: list[str], t: int) -> Coefficients:
     """Derivatives of ``update`` in one coordinate; an output that does not depend on an input is missing."""
-    with torch.enable_grad():
+    with _disable_current_modes(), torch.enable_grad():  # numbers, even where tensors are predicted to have none
         inputs = {
             k: torch.ones((), dtype=torch.float64, device="cpu").requires_grad_()
             for k in ("grad", "param", *(f"slot {s}" for s in slots))

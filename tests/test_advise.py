@@ -16,7 +16,7 @@ from analysis import advice, results
 from analysis.figures import pareto
 from benchmarks import plugins
 from benchmarks.advise import measure, place, reference
-from benchmarks.advise.candidates import as_code, candidates
+from benchmarks.advise.candidates import KIB, as_code, candidates, spare_of
 from benchmarks.advise.survey import Survey, most
 from benchmarks.cells import Cell
 from benchmarks.cli import main
@@ -183,9 +183,11 @@ def test_several_stages_are_refused(own: Path) -> None:
 def test_a_row_of_a_candidate(own: Path, tmp_path: Path) -> None:
     asked = cell(f"{own}:make", estimator=reference.NAME, meta={"of": "unroll"})
     measure.content(asked, tmp_path, {})
-    meta = {"reference": asked.id, "costs": True, "bound": True}
+    meta = {"reference": asked.id, "costs": True}
     row = measure.content(
-        cell(f"{own}:make", estimator="cg", fields={"solver.steps": 5}, meta=meta), tmp_path, {"budget": 0.05}
+        cell(f"{own}:make", estimator="cg", fields={"solver.steps": 5}, meta=meta),
+        tmp_path,
+        {"budget": 0.05, "bounds": True},
     )
     optimum, run = by_hand(10_000), by_hand(4)
     cosine = float(optimum @ run / optimum.norm() / run.norm())
@@ -197,9 +199,7 @@ def test_a_row_of_a_candidate(own: Path, tmp_path: Path) -> None:
     assert row["memory"]["peak_bytes"] > row["memory"]["plain_peak_bytes"] > 0
     assert row["time"]["ratio"] == pytest.approx(row["time"]["seconds"] / row["time"]["plain_seconds"], rel=2.0)
     assert row["error_bound"]["relative"] > 0
-    assert "time" not in measure.content(
-        cell(f"{own}:make", meta=meta | {"costs": False, "bound": False}), tmp_path, {}
-    )
+    assert "time" not in measure.content(cell(f"{own}:make", meta=meta | {"costs": False}), tmp_path, {"bounds": False})
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,8 @@ def test_candidates_and_their_code() -> None:
     chosen = candidates(["cg", "sama", "unroll-truncated"], steps=40)
     assert chosen[0] == ("sama", {})
     assert ("unroll-truncated", {"last": 4}) in chosen
+    assert candidates(["unroll"], 40, spare_of(10 * KIB, KIB)) == [("unroll", {}), ("unroll", {"budget": "7KiB"})]
+    assert candidates(["unroll"], 40, spare_of(KIB, KIB)) == [("unroll", {})]
     assert [f["solver.steps"] for n, f in chosen if n == "cg"] == [5, 20]
     assert as_code(Unroll()) == "Unroll()"
     assert as_code((Implicit(CG(steps=3)), Unroll(last=2))) == "(Implicit(solver=CG(steps=3)), Unroll(last=2))"

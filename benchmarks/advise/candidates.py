@@ -9,15 +9,18 @@ from typing import Any
 
 Fields = dict[str, Any]
 
+KIB = 2**10
 
-def candidates(names: Sequence[str], steps: int) -> list[tuple[str, Fields]]:
+
+def candidates(names: Sequence[str], steps: int, spare: int | None = None) -> list[tuple[str, Fields]]:
     """(registered name, fields in place of what is registered), those that tell most first, so that a budget is well spent.
 
     Args:
         names: registered names.
         steps: of the run, by which truncation and checkpoints are chosen.
+        spare: bytes for what an unroll keeps, see `spare_of`; None if no limit was given.
     """
-    settings = variants(steps)
+    settings = variants(steps, spare)
     order = [name for name in FIRST if name in names]
     return [(n, f) for n in [*order, *(n for n in names if n not in order)] for f in settings.get(n, [{}])]
 
@@ -28,7 +31,7 @@ FIRST = (
 """What tells most for its time; the others come last."""
 
 
-def variants(steps: int) -> dict[str, list[Fields]]:
+def variants(steps: int, spare: int | None = None) -> dict[str, list[Fields]]:
     """name -> the settings that are tried, where those that are registered do not say enough."""
     some = [{"solver.steps": 5}, {"solver.steps": 20}]
     fixed = [{**f, "solver.rtol": 0.0} for f in some]
@@ -38,9 +41,16 @@ def variants(steps: int) -> dict[str, list[Fields]]:
         "adapted-cg": fixed[1:],
         "neumann": some,
         "adapted-neumann": some[:1],
+        "unroll": [{}, *([] if spare is None or spare < KIB else [{"budget": f"{spare // KIB}KiB"}])],
         "unroll-truncated": [{"last": n} for n in last],
         "unroll-checkpointed": [{"checkpoint": max(isqrt(steps), 1)}],
     }
+
+
+def spare_of(memory: int | None, plain: int) -> int | None:
+    """Bytes that a limit leaves to an unroll for recorded states and kept steps: a training step, the cotangents and one product
+    take up to three times a plain run's peak beside."""
+    return None if memory is None else memory - 3 * plain
 
 
 def as_code(thing: Any) -> str:

@@ -29,7 +29,7 @@ def content(cell: Cell, out: Path, effort: dict[str, Any]) -> dict[str, Any]:
     Args:
         cell: a candidate, or a reference.
         out: folder of the results.
-        effort: ``budget``, seconds for the clock.
+        effort: ``budget``, seconds for the clock, and ``bounds``, whether the error is bounded, too.
 
     Raises:
         NotApplicableError: the estimator does not apply to the problem.
@@ -56,10 +56,10 @@ def content(cell: Cell, out: Path, effort: dict[str, Any]) -> dict[str, Any]:
         "value": float(answer.value),
         "cost": {k: v for k, v in asdict(answer.cost).items() if k != "kept_bytes"},
     }
-    if cell.meta["bound"]:
+    if effort["bounds"]:
         row["error_bound"] = _bound(found, answer, estimator)
     del answer
-    return row | (_costs(found, estimator, **effort) if cell.meta["costs"] else {})
+    return row | (_costs(found, estimator, effort["budget"]) if cell.meta["costs"] else {})
 
 
 def _bound(found: Place, answer: Hypergradient, estimator: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _bound(found: Place, answer: Hypergradient, estimator: Any) -> dict[str, Any
     return {"relative": bound.relative, "angle": bound.angle, "doubt": bound.doubt, "rigorous": bound.rigorous}
 
 
-def _costs(found: Place, estimator: Any, *, budget: float) -> dict[str, Any]:
+def _costs(found: Place, estimator: Any, budget: float) -> dict[str, Any]:
     memory = memory_of(MetaStep(found.workload, estimator, copied(found.state), onward=True))
     plain = found.plain_memory
     works: dict[str, Callable[[], object]] = {

@@ -86,7 +86,7 @@ class PlainRun:
 
     def __call__(self) -> object:
         start = self._held.pop() if self._onward else self._held[0]
-        return run(self.workload.stage, start, self._hparams, tail=0, watch=self.watch)
+        return run(self.workload.stage, start, self._hparams, tail=0, watch=self.watch, donate=self._onward)
 
 
 def of(cell: Cell) -> Place:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from estimators import CG, Estimator, Implicit, NotApplicableError, Outcome, Tree, Unroll, hypergradient, run, tree
+from estimators.estimator import recording
 
 from ..cells import Cell
 from . import place
@@ -41,9 +42,7 @@ def content(cell: Cell, out: Path) -> dict[str, Any]:
     found, precision = place.in_float64(cell)
     problem, stage, hparams = found.workload.problem, found.workload.stage, found.hparams
     estimator = estimator_of(kind, stage.steps)
-    record = run(
-        stage, found.state, hparams, tail=0 if kind == "exact" else estimator.tail, every=getattr(estimator, "every", 1)
-    )
+    record = run(stage, found.state, hparams, **({"tail": 0} if kind == "exact" else recording(estimator)))
     words = {"exact": "closed form", "unroll": f"full unroll in {precision}", "cg": f"CG to 1e-10 in {precision}"}
     if kind == "exact":
         if problem.exact is None:

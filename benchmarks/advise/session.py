@@ -27,7 +27,7 @@ from ..own_problem import find, settings
 from ..plan import made
 from ..plugins import LOADED, load
 from ..saved import save
-from .candidates import candidates
+from .candidates import candidates, spare_of
 from .reference import NAME, Kind, estimator_of, order
 from .survey import Survey, look
 
@@ -65,7 +65,6 @@ class Session:
 
     def __init__(self, command: Advise, words: Sequence[str], *, limits: dict[str, Any], budget: float) -> None:
         self.begin = time.monotonic()
-
         self.command, self.words, self.limits, self.budget = command, words, limits, budget
         if wrong := misnamed(command.device) or absent(command.device):
             raise ValueError(f"--device: {wrong}")
@@ -99,7 +98,7 @@ class Session:
         context = multiprocessing.get_context("spawn")  # its tensors go with it
         told, to_tell = context.Pipe(duplex=False)
         options = {
-            "dtype": c.dtype, "device": c.device, "names": self.names, "limit": self.limits["memory"] or machine,
+            "dtype": c.dtype, "device": c.device, "names": self.names, "memory": self.limits["memory"],
             "machine": machine,
         }  # fmt: skip
         child = context.Process(
@@ -144,15 +143,17 @@ class Session:
         """References and candidates at the first point, then the errors of those that succeeded at the others."""
         kind, first = self._choose()
         todo = []
-        chosen = candidates(self.names, self.survey.steps)
+        spare = spare_of(self.limits["memory"], self.survey.plain_bytes)
+        chosen = candidates(self.names, self.survey.steps, spare)
         for i, (name, fields) in enumerate(chosen):
             built = made(name, self.command.problem, "advice", fields)
-            cell = self.cell(name, 0, fields, built, reference=first, costs=True, bound=self._bounds(first))
+            cell = self.cell(name, 0, fields, built, reference=first, costs=True)
             if i in self.unpredicted:
                 self.notes.append(f"the memory of {name} could not be predicted: {self.unpredicted[i]}")
             if not self._discarded(cell, self.peaks.get(i)):
                 todo.append(cell)
-        self._run(todo, share=0.3, keep=LATER_SHARE * self.budget if kind and self.command.points > 1 else 0.0)
+        later = LATER_SHARE * self.budget if kind and self.command.points > 1 else 0.0
+        self._run(todo, share=0.3, keep=later, bounds=self._bounds(first))
         fine = [c for c in todo if finished(c, self.out) == "ok"]
         missing = [c.label.partition(" on ")[0] for c in todo if finished(c, self.out) is None]
         if missing:
@@ -165,13 +166,7 @@ class Session:
             there = self.reference(kind, seed)
             others = [
                 self.cell(
-                    c.estimator,
-                    seed,
-                    c.fields,
-                    {"built": c.built, "code": c.code},
-                    reference=there.id,
-                    costs=False,
-                    bound=False,
+                    c.estimator, seed, c.fields, {"built": c.built, "code": c.code}, reference=there.id, costs=False
                 )
                 for c in fine
             ]
@@ -210,9 +205,7 @@ class Session:
     def _discarded(self, cell: Cell, needed: int | None) -> bool:
         """Whether what was predicted does not fit; its row then says so."""
         limit = self.limits["memory"] or machine_memory(cell.device)
-        if (
-            needed is None or needed <= limit or cells.finished(cell, self.out) == "ok"
-        ):  # measured is better than predicted
+        if needed is None or needed <= limit or finished(cell, self.out) == "ok":  # measured is better than predicted
             return False
         reason = f"does not fit: {size(needed)} of {size(limit)} (predicted)"
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -223,9 +216,9 @@ class Session:
         )
         return True
 
-    def _run(self, todo: Sequence[Cell], share: float, keep: float = 0.0) -> None:
+    def _run(self, todo: Sequence[Cell], share: float, keep: float = 0.0, bounds: bool = False) -> None:
         """Measure in a process of their own until ``keep`` seconds of the budget are left; ``share``: the most that one cell may
-        take of what there is."""
+        take of what there is; ``bounds``: of the errors, too."""
         self.cells += todo
         forget_failed(todo, self.out, ("timeout", "oom"))  # limits may be other ones now
         todo = [c for c in todo if self.command.force or finished(c, self.out) is None]
@@ -236,7 +229,7 @@ class Session:
         orders = isolated.Orders(
             out=self.out, timeout=max(share * left, 1.0), threads=self.command.threads, plugins=self.command.plugins,
             memory=machine_memory(self.command.device) if sys.platform.startswith("linux") else None,
-            effort={"budget": min(max(left / (10 * len(todo)), 0.05), LONGEST)}, force=self.command.force,
+            effort={"budget": min(max(left / (10 * len(todo)), 0.05), LONGEST), "bounds": bounds}, force=self.command.force,
         )  # fmt: skip
         alarm = threading.Timer(left, children.stop)
         alarm.start()
@@ -249,10 +242,9 @@ class Session:
 
     def tell(self) -> int:
         """Table, figure and recommendation."""
-
         save(self.out, self._grid(), self.cells, command=self.words, shard=None, jobs=1)
         frame = results.load(self.out, ids={c.id for c in self.cells})
-        if frame.empty:
+        if frame["name"].isin(self.names).sum() == 0:
             print("hypergradbench: nothing could be measured within --budget", file=sys.stderr)
             return 1
         frame.attrs["limits"] = self.limits

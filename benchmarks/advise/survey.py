@@ -18,7 +18,7 @@ from ..own_problem import find
 from ..plan import with_fields
 from ..plugins import load
 from . import place, reference
-from .candidates import candidates
+from .candidates import candidates, spare_of
 from .place import PlainRun
 
 
@@ -51,7 +51,7 @@ Found = tuple[Any, int | None, str]
 
 def look(
     told: Connection, name: str, settings: Mapping[str, Any], plugins: Sequence[str], *, dtype: str | None, device: str,
-    names: Sequence[str], limit: int, machine: int,
+    names: Sequence[str], memory: int | None, machine: int,
 ) -> None:  # fmt: skip
     """Make the problem, run it once, and predict what may not fit: first a `Survey` is told, then a `Found` each, then None.
 
@@ -59,8 +59,8 @@ def look(
         told: the parent's; it may end this process at any time.
         name, settings, plugins, dtype, device: of the problem.
         names: of estimators.
-        limit: bytes that a candidate may take.
-        machine: bytes that a reference may take.
+        memory: bytes that a candidate may take; None for what the machine has.
+        machine: bytes that it has, and a reference may take.
     """
     load(plugins)
     try:
@@ -85,8 +85,8 @@ def look(
         (kind, reference.estimator_of(kind, steps), double, machine) for kind in ("unroll", "cg")
     ]
     todo += [
-        (i, per_stage(with_fields(registry[entry].estimator, fields), 1)[0], 1, limit)
-        for i, (entry, fields) in enumerate(candidates(names, steps))
+        (i, per_stage(with_fields(registry[entry].estimator, fields), 1)[0], 1, memory or machine)
+        for i, (entry, fields) in enumerate(candidates(names, steps, spare_of(memory, plain)))
         if registry[entry].claim.refuses(problem) is None
     ]
     for key, estimator, factor, allowed in sorted(todo, key=lambda entry: -most(entry[1], survey)):
@@ -100,6 +100,8 @@ def look(
 
 def most(estimator: Any, survey: Survey) -> float:
     """Bytes that it cannot take, by a wide margin: where even these fit, nothing is predicted."""
+    if getattr(estimator, "budget", None) is not None:
+        return 0.0  # it keeps to its bytes by itself
     solver = estimator.solver if isinstance(estimator, Implicit) else None
     vectors = 20 + 2 * (survey.steps if estimator.tail is None else estimator.tail) + 2 * getattr(solver, "rank", 0)
     if isinstance(estimator, Forward):

@@ -311,10 +311,12 @@ def _counted(
     def of_steps(estimator: Estimator) -> Count:
         found, lengths["steps"] = extended(
             lambda n: count(_of_length(workload, n), estimator, kernel=kernel, **options), steps,
-            2 if tail is None else tail + 1, 1 if whole else every, in_state,
+            2 if tail is None else tail + 2, 1 if whole else every, in_state,
         )  # fmt: skip
         return found
 
+    if getattr(estimator, "budget", None) is not None:  # of bytes: memory grows as long as they allow, and then no more
+        return count(workload, estimator, kernel=kernel, **options), {}
     budget = _budget(estimator)
     if budget > 4:
         found, lengths["products"] = extended(lambda k: of_steps(_of_budget(estimator, k)), budget, 2)
