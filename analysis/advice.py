@@ -212,7 +212,7 @@ def _texts(label: str, row: pd.Series, limits: Mapping[str, Any]) -> list[str]:
     return [
         label, error, *(written(row[k], "{:.4f}" if k == "cosine" else None) for k in ("cosine", "relative_error", "norm_ratio")),
         written(row["time"], "{:.2f}"), "" if pd.isna(row["peak"]) else size(row["peak"]), written(row["products"], "{:.0f}"),
-        ", ".join(row["outcomes"]), _why(row, limits),
+        ", ".join(row["outcomes"]), _fits(row, limits),
     ]  # fmt: skip
 
 
@@ -221,19 +221,22 @@ def written(value: float, form: str | None = None) -> str:
     return "" if pd.isna(value) else form.format(value) if form else short(value)
 
 
-def _why(row: pd.Series, limits: Mapping[str, Any]) -> str:
-    if row["fits"]:
-        return "yes"
-    if row["status"] == "discarded":
-        return str(row["reason"])
-    over = []
+def _over(row: pd.Series, limits: Mapping[str, Any]) -> dict[str, str]:
+    """Limit -> how it is exceeded."""
+    over = {}
     if limits["memory"] is not None and row["peak"] > limits["memory"]:
-        over.append(f"no: {size(row['peak'])} of {size(limits['memory'])}")
+        over["memory"] = f"{size(row['peak'])} of {size(limits['memory'])}"
     if limits["time_ratio"] is not None and row["time"] > limits["time_ratio"]:
-        over.append(f"no: {row['time']:.3g}x of {limits['time_ratio']:g}x")
+        over["time"] = f"{row['time']:.3g}x of {limits['time_ratio']:g}x"
     if limits["time_seconds"] is not None and row["seconds"] > limits["time_seconds"]:
-        over.append(f"no: {row['seconds']:.3g} s of {limits['time_seconds']:g} s")
-    return ", ".join(over) or "not measured"
+        over["time"] = f"{row['seconds']:.3g} s of {limits['time_seconds']:g} s"
+    return over
+
+
+def _fits(row: pd.Series, limits: Mapping[str, Any]) -> str:
+    if row["status"] == "discarded":
+        return "no: predicted"
+    return "yes" if row["fits"] else f"no: {', '.join(_over(row, limits)) or 'not measured'}"
 
 
 def _limits(limits: Mapping[str, Any]) -> str:
@@ -281,7 +284,7 @@ def _recommendation(advice: Advice) -> list[str]:
     if advice.nearest is not None:
         row = rows.loc[advice.nearest]
         return [
-            f"Nothing fits. Nearest: {advice.nearest}, {_words(row)}: {_why(row, advice.limits)}, "
+            f"Nothing fits. Nearest: {advice.nearest}, {_words(row)}: {', '.join(_over(row, advice.limits).values())}, "
             f"{row['excess']:.2g} times the limit.", *([f"    {row['code']}"] if isinstance(row["code"], str) else []),
         ]  # fmt: skip
     return ["No recommendation: no candidate gave an estimate; the reasons stand above."]

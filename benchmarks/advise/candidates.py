@@ -35,14 +35,15 @@ def variants(steps: int, spare: int | None = None) -> dict[str, list[Fields]]:
     """name -> the settings that are tried, where those that are registered do not say enough."""
     some = [{"solver.steps": 5}, {"solver.steps": 20}]
     fixed = [{**f, "solver.rtol": 0.0} for f in some]
+    budget: Fields = {} if spare is None or spare < KIB else {"budget": f"{spare // KIB}KiB"}
     last = sorted({max(steps // 10, 1), max(steps // 2, 1)})
     return {
         "cg": fixed,
         "adapted-cg": fixed[1:],
         "neumann": some,
         "adapted-neumann": some[:1],
-        "unroll": [{}, *([] if spare is None or spare < KIB else [{"budget": f"{spare // KIB}KiB"}])],
-        "unroll-truncated": [{"last": n} for n in last],
+        "unroll": [{}, *([budget] if budget else [])],
+        "unroll-truncated": [{"last": n, **budget} for n in last],
         "unroll-checkpointed": [{"checkpoint": max(isqrt(steps), 1)}],
     }
 

@@ -254,7 +254,7 @@ class Session:
             f"hyperparameters, {self.survey.dtype}"
         )
         with (self.out / "advice.txt").open("w") as file:
-            for console in (plain_console(), Console(file=file, width=160, highlight=False)):
+            for console in (plain_console(), Console(file=file, width=180, highlight=False)):
                 advice.show(found, console, head=head, notes=self.notes)
         if self.command.figures:
             for path in figures.draw_all(frame, self.out / "figures"):
