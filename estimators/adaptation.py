@@ -155,7 +155,7 @@ def adapt(stage: Stage, record: Record, hparams: Tree, cotangent: Tree) -> Tree:
     Raises:
         NotApplicableError: no step was taken, or the rule has no derivative.
     """
-    by_leaf = leaf_by_leaf(stage, record, hparams)
+    by_leaf = leaf_by_leaf(stage, in_dicts_of_its_own(record), hparams)
     if by_leaf is not None:
         found = {k: by_leaf(k, cotangent[k]) for k in by_leaf.leaves}
         by_leaf.check(found)
@@ -172,6 +172,7 @@ def leaf_by_leaf(stage: Stage, record: Record, hparams: Tree, *, waiting: torch.
     """`adapt` for one leaf after the other, if the rule mixes no coordinates; else None.
 
     Args:
+        record: whose ``grad`` it takes over: the dict is emptied.
         waiting: dtype in which the last gradient waits for its cotangent; its own if None. Half of it saves half of its bytes,
             and rounds the part of the derivative that goes through a second moment.
 
@@ -188,7 +189,13 @@ def leaf_by_leaf(stage: Stage, record: Record, hparams: Tree, *, waiting: torch.
     before = None if all(map(_has_derivative, rules.values())) else record.states.get(last)
     if before is None and not all(_has_derivative(r) or hasattr(r, "rewind") for r in rules.values()):
         state_before_last(stage, record, hparams)  # which says what is missing
-    return Leafwise(stage, replace(record, states={}), hparams, rules, before, waiting)
+    taken = {k: grads.pop(k) if waiting is None else grads.pop(k).to(waiting) for k in rules}
+    return Leafwise(stage, replace(record, states={}, grad=taken), hparams, rules, before)
+
+
+def in_dicts_of_its_own(record: Record) -> Record:
+    """The same tensors in dicts that whoever gets the record may empty."""
+    return replace(record, grad=None if record.grad is None else dict(record.grad), states=dict(record.states))
 
 
 class Leafwise:
@@ -208,16 +215,10 @@ class Leafwise:
         hparams: Tree,
         rules: Mapping[str, Rule],
         before: State | None,
-        waiting: torch.dtype | None,
     ) -> None:
-        grads = cast(Tree, record.grad)
-        self.leaves = list(grads)
+        self.leaves = list(rules)
         self._blame = (stage, replace(record, grad=None), hparams)
-        self._end, self._before, self._rules = record.end, before, rules
-        self._grads = dict(grads)
-        del record
-        for k in self.leaves if waiting is not None else ():
-            self._grads[k] = grads[k].to(waiting)
+        self._end, self._before, self._rules, self._grads = record.end, before, rules, cast(Tree, record.grad)
         self._seen: list[
             tuple[Tensor, Tensor]
         ] = []  # of every piece: its gradient's and its derivative's largest entries
@@ -337,7 +338,7 @@ def adaptation(stage: Stage, record: Record, hparams: Tree) -> Preconditioner:
     """
     ones = tree.map_tree(torch.ones_like, record.end.params)
     diagonal = tree.scale(adapt(stage, record, hparams, ones), -1.0)  # also asks whether there is a derivative at all
-    if leaf_by_leaf(stage, record, hparams) is not None:
+    if leaf_by_leaf(stage, in_dicts_of_its_own(record), hparams) is not None:
         return Preconditioner(lambda c: {k: diagonal[k] * x for k, x in c.items()}, symmetric=True)
     before, rest = state_before_last(stage, record, hparams), tree.zeros_like(record.end.params)
     grads = cast(Tree, record.grad)

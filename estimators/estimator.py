@@ -348,8 +348,7 @@ def _handed_over(record: Record, *, consume: bool) -> Record:
         raise HypergradientError(
             "the record was used up by hypergradient(..., consume=True): run the stage again, or leave consume out"
         )
-    grad = None if record.grad is None else dict(record.grad)
-    own = replace(record, grad=grad, states=dict(record.states))
+    own = replace(record, grad=None if record.grad is None else dict(record.grad), states=dict(record.states))
     if consume and record.grad is not None:
         record.grad.clear()
         record.states.clear()

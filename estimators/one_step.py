@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from . import tree
-from .adaptation import adapt, leaf_by_leaf, recorded_before_last, refuse_rule_hparams, state_before_last, young
+from .adaptation import (
+    adapt,
+    in_dicts_of_its_own,
+    leaf_by_leaf,
+    recorded_before_last,
+    refuse_rule_hparams,
+    state_before_last,
+    young,
+)
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, ExtraUpdate, Pullback
 from .implicit import last_objectives, mean_product
@@ -34,7 +42,7 @@ class OneProduct:
     Args:
         leaves: those that the last step moved.
         leaf: makes the tangent's leaf of the cotangent's.
-        product, losses, params, hparams: M^T at params, the mean of the losses'.
+        product, losses, params, hparams: M^T at params, the mean of the losses', whose batches are made when they are needed.
         reduce: mean over data-parallel ranks.
         outcome: what to report.
         kept_bytes: what it needed recorded.
@@ -44,7 +52,7 @@ class OneProduct:
     leaves: list[str]
     leaf: Arrival
     product: Product
-    losses: list[BoundLoss]
+    losses: Callable[[], list[BoundLoss]]
     params: Tree
     hparams: Tree
     reduce: Callable[[Tree], Tree]
@@ -65,19 +73,16 @@ class OneProduct:
         self.check(absorbed)
         if not absorbed:  # the outer loss reads no leaf that the last step moved
             absorbed = {k: torch.zeros_like(self.params[k]) for k in self.leaves[:1]}
-        if own and isinstance(self.product, CentralDifference) and len(self.losses) == 1:
-            _, mixed = self.product.consuming(
-                self.losses[0], self.params, self.hparams, absorbed, wrt_hparams=self.hparams
-            )
+        losses = self.losses()
+        if own and isinstance(self.product, CentralDifference) and len(losses) == 1:
+            _, mixed = self.product.consuming(losses[0], self.params, self.hparams, absorbed, wrt_hparams=self.hparams)
         else:
-            _, mixed = mean_product(
-                self.product, self.losses, self.params, self.hparams, absorbed, wrt_hparams=self.hparams
-            )
+            _, mixed = mean_product(self.product, losses, self.params, self.hparams, absorbed, wrt_hparams=self.hparams)
         return Pullback(
             hparams=self.reduce(mixed),
             start=None,
             outcome=self.outcome,
-            cost=Cost(products=len(self.losses), kept_bytes=self.kept_bytes),
+            cost=Cost(products=len(losses), kept_bytes=self.kept_bytes),
         )
 
 
@@ -126,12 +131,13 @@ class T1T2:
                 "Implicit estimator"
             )
         before = recorded_before_last(record)
-        rates = {k: r.lr for k, r in leaf_rules(stage.bind(hparams), record.grad, before.step).items()}
+        at = before.step
+        rates = {k: r.lr for k, r in leaf_rules(stage.bind(hparams), record.grad, at).items()}
         return OneProduct(
             leaves=list(rates),
             leaf=lambda k, c, overwrite: _scaled(c, -rates[k], overwrite),
             product=self.product,
-            losses=[stage.objective(before.step)],
+            losses=lambda: [stage.objective(at)],
             params=before.params,  # the slots of that state are not needed
             hparams=hparams,
             reduce=stage.reduce,
@@ -186,7 +192,7 @@ class SAMA:
         Raises:
             NotApplicableError: no step was taken, the rule has no derivative, or hyperparameters sit in it.
         """
-        pulling = self.absorb(stage, record, hparams)
+        pulling = self.absorb(stage, in_dicts_of_its_own(record), hparams)
         if pulling is not None:
             return _of_whole(pulling, cotangent)
         assert record.grad is not None  # `absorb` has looked
@@ -195,9 +201,7 @@ class SAMA:
         else:
             tangent = {k: -cotangent[k] for k in record.grad}
         extra = self._extra_update(stage, record, hparams, tangent)
-        found = self._pulling(stage, record, hparams, list(tangent), lambda k, c, overwrite: c).pullback(
-            tangent, own=False
-        )
+        found = self._pulling(stage, record, hparams).pullback(tangent, own=False)
         return replace(found, extra_update=extra)
 
     def absorb(self, stage: Stage, record: Record, hparams: Tree) -> OneProduct | None:
@@ -211,21 +215,23 @@ class SAMA:
             )
         if self.extra_update is not None or callable(self.adapt):
             return None
+        pulling = self._pulling(stage, record, hparams)
         if not self.adapt:
-            return self._pulling(stage, record, hparams, list(record.grad), lambda k, c, o: _scaled(c, -1.0, o))
+            record.grad.clear()  # only the names are needed
+            return pulling
         by_leaf = leaf_by_leaf(stage, record, hparams, waiting=self.waiting)
-        if by_leaf is None:
-            return None
-        pulling = self._pulling(stage, record, hparams, by_leaf.leaves, by_leaf)
-        return replace(pulling, check=by_leaf.check)
+        return None if by_leaf is None else replace(pulling, leaf=by_leaf, check=by_leaf.check)
 
-    def _pulling(self, stage: Stage, record: Record, hparams: Tree, leaves: list[str], leaf: Arrival) -> OneProduct:
+    def _pulling(self, stage: Stage, record: Record, hparams: Tree) -> OneProduct:
+        """Without an adaptation."""
+        assert record.grad is not None
+        end = replace(record, grad=None, states={})
         return OneProduct(
-            leaves=leaves,
-            leaf=leaf,
+            leaves=list(record.grad),
+            leaf=lambda k, c, overwrite: _scaled(c, -1.0, overwrite),
             product=self.product,
-            losses=last_objectives(stage, record, self.batches),
-            params=record.end.params,
+            losses=lambda: last_objectives(stage, end, self.batches),
+            params=end.end.params,
             hparams=hparams,
             reduce=stage.reduce,
             outcome=Outcome.YOUNG if self.adapt and young(stage, record, hparams) else Outcome.APPROXIMATE,
