@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.measure import peak_bytes
 from benchmarks.meta_step import MetaStep, settled
 from benchmarks.workloads import GENERATED, WORKLOADS, Workload, of_rank, with_autocast
-from estimators import Outcome, State, Tree, registry, run
+from estimators import T1T2, Outcome, State, Tree, hypergradient, registry, run
 
 F64 = torch.float64
 every = pytest.mark.parametrize("name", WORKLOADS)
@@ -310,3 +311,28 @@ def test_a_missing_module_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ImportError, match=r"pip install -e '\.\[models\]'"):
         WORKLOADS[name].make()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("bert_noisy", {"batch": 64}), ("mlp_reweighting", {"batch": 512, "width": 64})]
+)
+def test_a_validation_batch_in_parts_is_the_same_loss(name: str, shape: dict[str, int]) -> None:
+    """And the activations of one part are there at a time, for a sum of gradients as large as the parameters."""
+    settings = {"size": "tiny", "unroll": 2, "dtype": F64, **shape}
+    whole, parts = (WORKLOADS[name].make(**settings, outer_micro=k) for k in (1, 8))
+    state = settled(whole)
+    found = [MetaStep(w, registry["sama"].estimator, state)() for w in (whole, parts)]
+    for k, x in found[0].hparams.items():
+        torch.testing.assert_close(found[1].hparams[k], x, rtol=1e-9, atol=1e-14)
+    step = replace(whole.stage, steps=1)
+    peaks = []
+
+    def identity(loss: Any, params: Tree, hparams: Tree, tangent: Tree, **wrt: Any) -> tuple[Tree, Tree]:
+        return {}, hparams  # no product: the outer gradient alone
+
+    for w in (whole, parts):
+        record = run(step, state, w.problem.hparams, tail=1)
+        peaks.append(peak_bytes(lambda w=w, r=record: hypergradient(w.problem.outer, [step], [T1T2(identity)], [r], w.problem.hparams, consume=True)))  # fmt: skip
+    assert peaks[1] < 0.75 * peaks[0]
+    with pytest.raises(ValueError, match="outer_micro=7: .* validation examples cannot be dealt out evenly"):
+        WORKLOADS[name].make(**settings, outer_micro=7)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from estimators import MeanOf, Problem, Stage, State, Tree
+from estimators.estimator import Outer
 from estimators.stage import Batch
+
+from ..problems.common import require, require_positive
 
 Optimizer = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 """Leaves -> optimizer, as ``lambda leaves: torch.optim.Adam(leaves, lr=1e-3)``."""
@@ -54,6 +57,27 @@ class Workload:
     def stage(self) -> Stage:
         (stage,) = self.problem.stages
         return stage
+
+
+def in_micro_batches(loss: Callable[[Tree, Batch], Tensor], batch: Batch, parts: int) -> Outer:
+    """The outer loss of a validation batch, as the mean of ``parts`` equal shares of it that are evaluated one after another.
+
+    Args:
+        loss: a mean over the examples of its batch.
+        batch: tensors whose first dimension is the examples'.
+
+    Raises:
+        ValueError: the examples cannot be dealt out evenly.
+    """
+    number = len(batch[0])
+    require_positive(outer_micro=parts)
+    require(number % parts == 0, f"outer_micro={parts}: {number} validation examples cannot be dealt out evenly")
+
+    def of(share: Batch) -> Outer:
+        return lambda params, _: loss(params, share)
+
+    shares = zip(*(x.chunk(parts) for x in batch), strict=True)
+    return of(batch) if parts == 1 else MeanOf([of(share) for share in shares])
 
 
 def with_autocast(workload: Workload, dtype: torch.dtype = torch.bfloat16) -> Workload:

@@ -26,7 +26,7 @@ from ..data import wrench
 from ..data.folder import DataError
 from ..data.words import hashed
 from ..problems.common import generator, of_number
-from .base import GENERATED, Workload
+from .base import GENERATED, Workload, in_micro_batches
 from .transformer import (
     CLS,
     FIRST,
@@ -82,6 +82,7 @@ def make(
     length: int | None = None,
     correction: bool = True,
     detach: bool = False,
+    outer_micro: int = 1,
     data: str | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -96,6 +97,8 @@ def make(
         length: tokens an example; the size's own if None.
         correction: correct labels too (the paper's R&C); without it R.
         detach: both networks read the loss and the features as constants.
+        outer_micro: equal parts in which the clean batch is evaluated, one after another: their gradients' sum is as large as
+            the model, but activations are those of one part.
         data: a WRENCH folder; generated tokens if None.
         seed: of the weights, of generated data and of the order of the examples.
         dtype, device: of everything.
@@ -145,7 +148,7 @@ def make(
         problem=Problem(
             name="bert_noisy",
             stages=[Stage(loss, Adam(lr=LR), in_order(pool, s.batch), unroll)],
-            outer=lambda params, _: plain(params, {}, clean),
+            outer=in_micro_batches(lambda params, xy: plain(params, {}, xy), clean, outer_micro),
             start=start(shapes, seed, dtype, device),
             hparams=hparams,
             about=ABOUT,
@@ -157,7 +160,7 @@ def make(
         data=described,
         settings={
             "size": size, "unroll": unroll, "batch": s.batch, "length": s.length, "correction": correction,
-            "detach": detach, "data": None if data is None else Path(data).resolve().name, "seed": seed, "optimizer": "adam", "lr": LR, "classes": classes,
+            "detach": detach, "outer_micro": outer_micro, "data": None if data is None else Path(data).resolve().name, "seed": seed, "optimizer": "adam", "lr": LR, "classes": classes,
         },
     )  # fmt: skip
 

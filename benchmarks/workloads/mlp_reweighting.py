@@ -13,7 +13,7 @@ from estimators.rules import Rule
 from estimators.stage import Batch
 
 from ..problems.common import generator, of_number, require, require_positive
-from .base import GENERATED, Optimizer, Workload
+from .base import GENERATED, Optimizer, Workload, in_micro_batches
 from .weigh import two_layers, weights
 
 ABOUT = "a 4-layer MLP on noisy labels, examples weighted by a network of inputs and label"
@@ -44,6 +44,7 @@ def make(
     optimizer: str = "sgd",
     lr: float | None = None,
     weight_decay: float = 0.1,
+    outer_micro: int = 1,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -62,6 +63,7 @@ def make(
         lr: learning rate; that of `RATES` if None.
         weight_decay: mu of the L2 term mu ||theta||^2 of the loss. At the default conjugate gradient meets no negative curvature
             after some 30 steps of SGD.
+        outer_micro: equal parts in which the clean batch is evaluated, one after another.
         seed: of the weights and the data.
         dtype, device: of everything.
 
@@ -122,7 +124,7 @@ def make(
         problem=Problem(
             name="mlp_reweighting",
             stages=[Stage(lambda p, h, xy: fit(p, h, xy) + decay(p), rules[optimizer], drawn, unroll)],
-            outer=lambda params, _: plain(params, {}, clean),
+            outer=in_micro_batches(lambda params, xy: plain(params, {}, xy), clean, outer_micro),
             start=start,
             hparams=hparams,
             about=ABOUT,
@@ -134,6 +136,6 @@ def make(
         data=f"{GENERATED}: random inputs, the largest of the first ten is the class; {NOISE:.0%} of the labels random",
         settings={
             "size": size, "unroll": unroll, "batch": n, "width": w, "optimizer": optimizer, "lr": rate,
-            "weight_decay": weight_decay, "seed": seed,
+            "weight_decay": weight_decay, "outer_micro": outer_micro, "seed": seed,
         },
     )  # fmt: skip
