@@ -84,7 +84,7 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Views of contiguous tensors, which may be written to; of others the entries are copied first.
     """
     length = (
-        2**14 if tensors[0].device.type == "cpu" else 2**22
+        2**15 if tensors[0].device.type == "cpu" else 2**22
     )  # elsewhere a kernel's start costs more than a little memory
     return zip(*(torch.split(x.reshape(-1), length) for x in tensors), strict=True)
 

@@ -137,7 +137,7 @@ MUTATIONS = [
              "a lost start read as zero"),
     Mutation("fold-no-reduce", "implicit.py", "hv = stage.reduce(tree.fill(hv, v))", "hv = tree.fill(hv, v)",
              "each rank solves with its own Hessian (betty under DDP)"),
-    Mutation("adam-derivative-correction", "rules/adam.py", "(1 - self.beta2) / correction * (mean", "(1 - self.beta2) * (mean",
+    Mutation("adam-derivative-correction", "rules/adam.py", "mul_(rate * (1 - self.beta2) / correction)", "mul_(rate * (1 - self.beta2))",
              "bias correction of the second moment, in the derivative alone"),
     Mutation("mean-of-sum", "estimator.py", "return found / len(parts) if len(parts) > 1 else found", "return found",
              "micro-batches summed, not averaged"),

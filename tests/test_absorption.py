@@ -101,7 +101,7 @@ def test_a_subclass_does_not_inherit_the_derivative() -> None:
 
 
 def test_leaves_of_several_pieces_of_a_rule_with_and_without_a_closed_form() -> None:
-    n = 3 * 2**14 + 5
+    n = 3 * 2**15 + 5
     for rule in (Adam(lr=0.1), RMSprop(lr=0.1), NAdam(lr=0.1)):
         stage = Stage(lambda p, h, t: ((p["w"] - h["a"] * t) ** 4).sum(), rule, lambda t: t, steps=3)
         start, hparams = {"w": torch.linspace(-1, 1, n, dtype=F64).reshape(1, n)}, {"a": torch.tensor(0.1, dtype=F64)}
@@ -301,5 +301,5 @@ def peak_of(estimator: Any, rule: Any) -> tuple[float, float]:
 def test_one_copy_of_the_parameters_beside_what_training_holds(rule: Any, estimator: Any, waits: float) -> None:
     """The tangent, written over the outer gradient: while its last leaf is made the last gradient's is there, if it waits."""
     peak, resident = peak_of(estimator, rule)
-    pieces = 8 * 2**14 / (LEAVES * N)
+    pieces = 5 * 2**15 / (LEAVES * N)
     assert resident + 1 + waits / LEAVES <= peak <= resident + 1 + waits / LEAVES + pieces

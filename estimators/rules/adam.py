@@ -71,16 +71,14 @@ class Adam(Betas):
         if not self.decoupled_weight_decay and not is_zero(self.weight_decay):
             grad = self._decayed_grad(grad, param - self._step(slots, t))
         mean, square = slots["exp_avg"], slots["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
-        correction = (1 - self.beta2**t) ** 0.5
+        correction, rate = (1 - self.beta2**t) ** 0.5, self.lr / (1 - self.beta1**t)
         deviation = square.sqrt()
-        denominator = deviation / correction + self.eps
-        through_root = (
-            (1 - self.beta2) / correction * (mean / denominator) * (grad / deviation)
-        )  # two ratios: no underflow
+        denominator = (deviation / correction).add_(self.eps)
+        through_root = (mean * grad).div_(deviation.mul_(denominator))
         if self.amsgrad:  # a maximum of an earlier step does not move
-            through_root = torch.where(square <= slots["exp_avg_sq"], through_root, 0.0)
-        slope = -self.lr / (1 - self.beta1**t) * ((1 - self.beta1) - through_root) / denominator
-        return torch.where(square > 0, slope, 0.0)
+            through_root.masked_fill_(square > slots["exp_avg_sq"], 0.0)
+        slope = through_root.mul_(rate * (1 - self.beta2) / correction).sub_(rate * (1 - self.beta1)).div_(denominator)
+        return slope.masked_fill_(square == 0, 0.0)
 
     def step_(self, params: list[Tensor], grads: list[Tensor], slots: list[Slots], t: int) -> None:
         names = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
