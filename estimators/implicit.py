@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ from . import tree
 from .adaptation import adaptation, refuse_rule_hparams, young
 from .errors import HypergradientError, NotApplicableError
 from .estimator import Cost, Pullback
+from .linear_system import LinearSystem, mean_pull
 from .products import BoundLoss, Product, gradients, reverse_over_reverse
 from .rules import Rule, leaf_rules
 from .solvers import Matvec, Outcome, Preconditioner, Solver
@@ -49,11 +52,25 @@ class Implicit:
     product: Product = reverse_over_reverse
     batches: int = 1
     adapt: bool = False
+    graph: str | None = None
+    sums: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.graph not in (None, "kept", "rebuilt"):
+            raise HypergradientError(f"Implicit(graph={self.graph!r}): 'kept', 'rebuilt', or None for the default")
+        if self.graph == "kept" and self.product is not reverse_over_reverse:
+            raise HypergradientError(
+                f"Implicit(graph='kept'): only reverse_over_reverse has a graph to keep, and the product is {self.product!r}: "
+                "leave graph out"
+            )
         if isinstance(self.solver, type) or not callable(self.solver):
             raise HypergradientError(
                 f"Implicit({self.solver!r}): give a solver such as CG(steps=20), not its name or class"
+            )
+        if self.sums and not getattr(self.solver, "combines", False):
+            raise HypergradientError(
+                f"Implicit(sums=True): {type(self.solver).__name__} returns x and cannot hand it over term by term: leave sums "
+                "out, or use CG, Neumann or FixedPoint"
             )
         if self.batches < 1:
             raise HypergradientError(f"{self}: batches must be at least 1")
@@ -62,6 +79,19 @@ class Implicit:
                 f"{self}: {type(self.solver).__name__} takes no preconditioner: use Identity, Neumann, FixedPoint or CG "
                 "(an exact solve has no use for one: D cancels)"
             )
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether the losses are linearised once."""
+        if self.graph is None:
+            return self.batches == 1 and self.product is reverse_over_reverse
+        return self.graph == "kept"
+
+    def _sums(self, params: Tree, hparams: Tree, unknowns: Collection[str], free: Collection[str]) -> bool:
+        if self.sums is not None:
+            return self.sums
+        images = tree.nbytes(hparams) + tree.nbytes(tree.select(params, free))
+        return 2 * images <= tree.nbytes(tree.select(params, unknowns))
 
     @property
     def tail(self) -> int:
@@ -84,29 +114,28 @@ class Implicit:
         decoupled = {k for k in decays if getattr(rules[k], "decoupled_weight_decay", False)}
         coupled = {k: d for k, d in decays.items() if k not in decoupled}
 
-        def matvec(v: Tree) -> Tree:
-            hv, _ = mean_product(self.product, losses, params, hparams, v, wrt_params=v)
-            hv = stage.reduce(tree.fill(hv, v))
-            return {k: hv[k] + coupled[k] * v[k] if k in coupled else hv[k] for k in v}
-
-        b = tree.select(cotangent, names)
-        if self.adapt:
-            d = self._preconditioner(stage, record, hparams, names)
-            solver, extra = _with_step(self.solver, {}, lambda v: matvec(d.apply(v)), b)
-            solution = cast(Any, solver)(matvec, b, d)
-        else:
-            varies = getattr(stage.rule, "varies", False)
-            solver, extra = _with_step(self.solver, {} if varies else rules, matvec, b)
-            solution = solver(matvec, b)
         free = [k for k in params if k in stage.frozen]
-        rows, mixed = mean_product(
-            self.product, losses, params, hparams, solution.value, wrt_params=free, wrt_hparams=hparams
-        )
+        d = self._preconditioner(stage, record, hparams, names) if self.adapt else None
+        system = LinearSystem(
+            self.product, losses, params, hparams, unknowns=names, free=free, decay=coupled, reduce=stage.reduce,
+            kept=self.keeps_graph, sums=self._sums(params, hparams, names, free),
+        )  # fmt: skip
+        b = tree.select(cotangent, names)
+        rest = {k: c for k, c in cotangent.items() if k not in names}
+        del cotangent
+        if d is None:
+            varies = getattr(stage.rule, "varies", False)
+            solver, extra = _with_step(self.solver, {} if varies else rules, system.hessian, b)
+        else:
+            solver, extra = _with_step(self.solver, {}, lambda v: system.hessian(d.apply(v)), b)
+        held = [b]
+        del b
+        solution, rows, mixed = system.solve(solver, held, d)
         mixed = stage.reduce(mixed)
         forgets = not free and len(names) == len(params)
         start = None
         if not forgets:
-            start = {k: torch.zeros_like(c) if k in names else c for k, c in cotangent.items()}
+            start = {k: rest[k] if k in rest else torch.zeros_like(x) for k, x in params.items()}
             start = tree.union_add(start, tree.scale(stage.reduce(rows), -1.0))
         matvecs = solution.matvecs + extra
         outcome = solution.outcome
@@ -119,7 +148,7 @@ class Implicit:
             hparams=tree.scale(mixed, -1.0),
             start=start,
             outcome=outcome,
-            cost=cost + Cost(matvecs=matvecs, products=(matvecs + 1) * len(losses)),
+            cost=cost + system.cost + Cost(matvecs=matvecs),
             residual=solution.residual,
             curvature=solution.curvature,
         )
@@ -154,14 +183,7 @@ def mean_product(
     product: Product, losses: list[BoundLoss], params: Tree, hparams: Tree, v: Tree, **wrt: Any
 ) -> tuple[Tree, Tree]:
     """The product of the mean of ``losses``, one after the other, so that memory does not grow with their number."""
-    rows: Tree = {}
-    mixed: Tree = {}
-    for loss in losses:
-        a, b = product(loss, params, hparams, v, **wrt)
-        rows, mixed = tree.union_add(rows, a), tree.union_add(mixed, b)
-    if len(losses) == 1:
-        return rows, mixed
-    return tree.scale(rows, 1 / len(losses)), tree.scale(mixed, 1 / len(losses))
+    return mean_pull([partial(product, loss, params, hparams) for loss in losses], v, **wrt)
 
 
 def last_objectives(stage: Stage, record: Record, batches: int) -> list[BoundLoss]:

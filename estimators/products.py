@@ -11,16 +11,16 @@ Forms: Pearlmutter 1994 (double backward); reverse over forward (jvp, then backw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -226,10 +226,129 @@ def reverse_over_reverse(
     return at.pull(tangent, wrt_params=wrt_params, wrt_hparams=wrt_hparams, last=True)
 
 
+_LEAF = "torch::autograd::AccumulateGrad"
+
+
+class _Multiple(NamedTuple):
+    """A term of the gradient: ``factor`` times a leaf plus a constant, as an L2 penalty gives. ``leaf`` is an id."""
+
+    tangent: str
+    leaf: int
+    factor: float | Tensor
+
+
+class _Part(NamedTuple):
+    """Terms of the gradient that share no node with the others.
+
+    Attributes:
+        edges: where tangents enter, with the leaf that each is for.
+        reads: ids of the leaves that it depends on.
+    """
+
+    edges: list[tuple[str, GradientEdge]]
+    reads: set[int]
+
+
+def _fits(node: Any, number: int, shape: torch.Size) -> bool:
+    """Whether a gradient of this shape flows into ``node`` as it is."""
+    metadata = getattr(node, "_input_metadata", ())
+    return number < len(metadata) and tuple(metadata[number].shape) == shape
+
+
+def _terms(g: Tensor) -> Iterator[GradientEdge]:
+    """The terms of a sum: a cotangent on the sum is one on each of them."""
+    todo = [get_gradient_edge(g)]
+    while todo:
+        edge = todo.pop()
+        node: Any = edge.node
+        nexts = [GradientEdge(n, i) for n, i in node.next_functions if n is not None]
+        sums = node.name() == "AddBackward0" and node._saved_alpha == 1
+        if sums and all(_fits(e.node, e.output_nr, g.shape) for e in nexts):
+            todo += nexts
+        else:
+            yield edge
+
+
+def _multiple(k: str, edge: GradientEdge, g: Tensor) -> _Multiple | None:
+    """The term that begins at ``edge``, if its nodes show that it is a multiple of one leaf plus a constant."""
+    node: Any = edge.node
+    factor: float | Tensor = 1.0
+    while node.name() != _LEAF:
+        nexts = [n for n, _ in node.next_functions if n is not None]
+        if len(nexts) != 1 or not _fits(node, 0, g.shape):
+            return None
+        match node.name():
+            case "MulBackward0":
+                c = (node._saved_self if node._saved_other is None else node._saved_other).detach()
+                if not c.numel() or any(n > 1 and step for n, step in zip(c.shape, c.stride(), strict=True)):
+                    return None
+                factor = c[(0,) * c.dim()].to(g.device) * factor
+            case "MulBackward1":
+                factor = factor * node._saved_other
+            case "PowBackward0" if node._saved_exponent == 1:
+                pass
+            case "NegBackward0":
+                factor = factor * -1.0
+            case "AddBackward0" | "SubBackward0" if node.next_functions[0][0] is not None:  # of a constant
+                pass
+            case _:
+                return None
+        (node,) = nexts
+    return _Multiple(k, id(node.variable), factor) if node.variable.shape == g.shape else None
+
+
+def _parts(terms: list[tuple[str, GradientEdge]], room: int) -> list[_Part]:
+    """Terms in parts that can be pulled back one after the other, the largest first, without doing anything twice.
+
+    What one part needs while it is pulled back is free again when the next begins. A penalty on the parameters is a part for
+    each leaf.
+
+    Args:
+        room: parts after the first are taken together while the leaves that they read hold no more bytes than that.
+    """
+    parent, size = list(range(len(terms))), [0] * len(terms)
+    reads: list[dict[int, int]] = [{} for _ in terms]  # id -> bytes
+    owner: dict[Any, int] = {}  # also keeps the nodes' Python objects alive, so that each has one
+
+    def top(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for i, (_, edge) in enumerate(terms):
+        todo: list[Any] = [edge.node]
+        while todo:
+            node = todo.pop()
+            if node.name() == _LEAF:
+                reads[i][id(node.variable)] = node.variable.nbytes
+            elif node in owner:
+                parent[top(owner[node])] = top(i)
+            else:
+                owner[node] = i
+                size[i] += 1
+                todo += [n for n, _ in node.next_functions if n is not None]
+    members: dict[int, list[int]] = {}
+    for i in range(len(terms)):
+        members.setdefault(top(i), []).append(i)
+    found: list[_Part] = []
+    held = 0
+    for part in sorted(members.values(), key=lambda part: -sum(size[i] for i in part)):
+        read = {x: n for i in part for x, n in reads[i].items()}
+        held += sum(read.values())
+        if len(found) < 2 or held > room:
+            found.append(_Part([], set()))
+            held = sum(read.values())
+        found[-1].edges.extend(terms[i] for i in part)
+        found[-1].reads.update(read)
+    return found
+
+
 class Linearized:
     """The derivative of dL/dtheta at one point, to be pulled back as often as one likes.
 
-    Made by `linearize`. Only the graph is kept, not the values of the gradient, which the caller may drop.
+    Made by `linearize`. Only the graph is kept, not the values of the gradient, which the caller may drop. The gradient is
+    looked at as a sum: terms that share nothing are pulled back one after the other, so that what they need is not held at
+    once, and of a term c theta (an L2 penalty's) nothing but c is kept.
 
     Attributes:
         value: the loss, detached.
@@ -243,8 +362,17 @@ class Linearized:
             (first,) = grad_trees(value, [{k: theta[k] for k in theta if k in names}], create_graph=True)
         self.value = value.detach()
         self.grads = tree.detach(first)
-        self._edges = {k: get_gradient_edge(g) for k, g in first.items() if g.requires_grad}  # the others are constant
         self._theta, self._lam = theta, lam
+        self._multiples: list[_Multiple] = []
+        terms: list[tuple[str, GradientEdge]] = []
+        for k, g in first.items():
+            for edge in _terms(g) if g.requires_grad else ():  # else it is constant
+                multiple = _multiple(k, edge, g)
+                if multiple is None:
+                    terms.append((k, edge))
+                else:
+                    self._multiples.append(multiple)
+        self._parts = _parts(terms, max((x.nbytes for x in theta.values()), default=0))
 
     def take(self) -> Tree:
         """The gradient, which is let go of here."""
@@ -254,7 +382,7 @@ class Linearized:
     @property
     def nodes(self) -> list[Node]:
         """Where the graph that is kept begins."""
-        return [edge.node for edge in self._edges.values()]
+        return [edge.node for part in self._parts for _, edge in part.edges]
 
     def pull(
         self,
@@ -271,23 +399,34 @@ class Linearized:
             wrt_params, wrt_hparams: what is wanted, among what was announced.
             last: nothing will be asked after this; the graph is freed as it is used.
         """
-        given = [k for k in tangent if k in self._edges]
-        wanted = [(i, k, a[k]) for i, (a, names) in enumerate([(self._theta, wrt_params), (self._lam, wrt_hparams)]) for k in names]  # fmt: skip
+        asked = [(0, k, self._theta[k]) for k in wrt_params] + [(1, k, self._lam[k]) for k in wrt_hparams]
+        wanted = {id(x): (i, k, x) for i, k, x in asked}
         out: list[Tree] = [{}, {}]
-        if given and wanted:
-            seconds = torch.autograd.grad(
-                [self._edges[k] for k in given],
-                [x for _, _, x in wanted],
-                [tangent[k] for k in given],
-                allow_unused=True,
-                retain_graph=not last,
-            )
-            for (i, k, _), g in zip(wanted, seconds, strict=True):
-                if g is not None:
-                    out[i][k] = g
+        for part in self._parts:
+            given = [(k, edge) for k, edge in part.edges if k in tangent]
+            inputs = [w for x, w in wanted.items() if x in part.reads]
+            if given and inputs:
+                seconds = torch.autograd.grad(
+                    [edge for _, edge in given],
+                    [x for _, _, x in inputs],
+                    [tangent[k] for k, _ in given],
+                    allow_unused=True,
+                    retain_graph=not last,
+                )
+                for (i, k, _), g in zip(inputs, seconds, strict=True):
+                    if g is not None:
+                        out[i][k] = out[i][k] + g if k in out[i] else g
+                del seconds
+        for k, leaf, c in self._multiples:
+            if k in tangent and leaf in wanted:
+                i, name, _ = wanted[leaf]
+                out[i][name] = tree.plus(out[i][name], c, tangent[k]) if name in out[i] else tangent[k] * c
         if last:
-            self._edges = {}
-        return out[0], out[1]
+            self._parts, self._multiples = [], []
+        rows, mixed = (
+            {k: a[k] for k in names if k in a} for a, names in zip(out, (wrt_params, wrt_hparams), strict=True)
+        )
+        return rows, mixed
 
 
 def linearize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,6 +52,20 @@ def scale(a: Mapping[str, Tensor], c: float | Tensor) -> Tree:
 def axpy(c: float | Tensor, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tree:
     """``c x + y``."""
     return {k: c * x[k] + yk for k, yk in y.items()}
+
+
+def plus(y: Tensor, c: float | Tensor, x: Tensor) -> Tensor:
+    """``y + c x`` of a leaf without a temporary; c is a number or a 0-d tensor on the leaf's device."""
+    return torch.addcmul(y, x, c.to(y)) if isinstance(c, Tensor) else torch.add(y, x, alpha=c)
+
+
+def add_(y: Mapping[str, Tensor], c: float | Tensor, x: Mapping[str, Tensor]) -> None:
+    """``y += c x`` in place: only for trees that nobody else holds. c as in `plus`."""
+    for k, a in y.items():
+        if isinstance(c, Tensor):
+            a.addcmul_(x[k], c.to(a))
+        else:
+            a.add_(x[k], alpha=c)
 
 
 def union_add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tree:
@@ -110,6 +125,11 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
 
 def _square(x: Tensor) -> Tensor:
     return torch.dot(x, x)
+
+
+def plain_norm(a: Mapping[str, Tensor]) -> Tensor:
+    """Euclidean norm in one pass and without a temporary, for trees that were scaled: squares may under- or overflow."""
+    return cast(Tensor, torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(_wide(x)) for x in a.values()])))
 
 
 def dtype_of(a: Mapping[str, Tensor]) -> torch.dtype:

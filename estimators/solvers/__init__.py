@@ -1,6 +1,6 @@
 """Solvers of H x = b: one a file, called as ``solver(matvec, b) -> Solution``, registered in `SOLVERS`."""
 
-from .base import Matvec, Outcome, Preconditioner, Solution, Solver
+from .base import Combination, Formed, Matvec, Outcome, Preconditioner, Solution, Solver
 from .cg import CG
 from .dense import Dense
 from .fixed_point import FixedPoint
@@ -19,6 +19,6 @@ SOLVERS: dict[str, type] = {
 """Every solver by name: adding one here is what lists and tests it."""
 
 __all__ = [
-    "CG", "SOLVERS", "Dense", "FixedPoint", "Identity", "Matvec", "Neumann", "Nystrom", "Outcome",
+    "CG", "SOLVERS", "Combination", "Dense", "FixedPoint", "Formed", "Identity", "Matvec", "Neumann", "Nystrom", "Outcome",
     "Preconditioner", "Solution", "Solver",
 ]  # fmt: skip

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from torch import Tensor
+
+from .. import tree
 from ..tree import Tree
 
 Matvec = Callable[[Tree], Tree]
@@ -47,7 +50,7 @@ class Solution(NamedTuple):
     """An (approximate) solution x of H x = b.
 
     Attributes:
-        value: x, keyed as b.
+        value: x, keyed as b; empty if the solver was given a `Combination` to put x into.
         outcome: what happened.
         matvecs: products H v used.
         residual: ||b - H x|| / ||b|| (0 for b = 0); None if the solver does not know it. CG reports its recurrence's,
@@ -76,12 +79,55 @@ class Preconditioner:
     symmetric: bool
 
 
+class Combination(Protocol):
+    """What becomes of x = c sum_j a_j v_j, term by term: x itself, or what somebody wants to know of it.
+
+    M^T x is all that `Implicit` wants, and a product with v_j gives M^T v_j along with H v_j: x need never exist.
+    """
+
+    def add(self, a: float | Tensor, v: Tree) -> None:
+        """Add a v. Cheap if v is what ``matvec`` was given last: nothing may have been written into it since."""
+        ...
+
+    def scale(self, c: float | Tensor) -> None:
+        """Multiply by c what is there so far."""
+        ...
+
+
+class Formed:
+    """x itself, in memory of its own."""
+
+    def __init__(self) -> None:
+        self._value: Tree = {}
+
+    def add(self, a: float | Tensor, v: Tree) -> None:
+        if self._value:
+            tree.add_(self._value, a, v)
+        else:
+            self._value = {k: x * a.to(x.dtype) if isinstance(a, Tensor) else x * a for k, x in v.items()}
+
+    def scale(self, c: float | Tensor) -> None:
+        for x in self._value.values():
+            x.mul_(c)
+
+    def value(self, like: Tree) -> Tree:
+        """x, zero if nothing was added."""
+        return self._value or tree.zeros_like(like)
+
+
+def taken(b: Tree, c: float | Tensor, into: Combination | None) -> Tree:
+    """c b in memory of its own; where x goes ``into`` something b was handed over, and its leaves are let go of."""
+    source = dict(b) if into is None else b
+    return {k: source.pop(k) * c for k in list(source)}
+
+
 @runtime_checkable
 class Solver(Protocol):
     """Frozen, keyword-built; H is symmetric and known only through ``matvec``.
 
     Optional: a third argument ``preconditioner: Preconditioner | None``, and a ClassVar ``takes_preconditioner``, "any"
-    or "symmetric", that says which ones it takes.
+    or "symmetric", that says which ones it takes. And a keyword argument ``into: Combination | None``, with a ClassVar
+    ``combines = True``: the solver then gives x to it term by term instead of returning it, and may empty the dict b.
     """
 
     def __call__(self, matvec: Matvec, b: Tree) -> Solution: ...

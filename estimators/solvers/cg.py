@@ -10,7 +10,7 @@ import torch
 from .. import tree
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Matvec, Outcome, Preconditioner, Solution
+from .base import Combination, Formed, Matvec, Outcome, Preconditioner, Solution, taken
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,25 @@ class CG:
     rtol: float = 0.0
     damping: float = 0.0
     takes_preconditioner: ClassVar[str] = "symmetric"
+    combines: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.rtol < 0 or self.damping < 0:
             raise HypergradientError(f"{self}: steps must be at least 1, rtol and damping not negative")
 
-    def __call__(self, matvec: Matvec, b: Tree, preconditioner: Preconditioner | None = None) -> Solution:
-        apply: Matvec = dict if preconditioner is None else preconditioner.apply
-        unit = tree.power_of_two(b)  # squares of tiny cotangents would underflow
-        r, dtype = tree.scale(b, 1 / unit), tree.dtype_of(b)
-        x, p = tree.zeros_like(b), apply(r)
+    def __call__(
+        self, matvec: Matvec, b: Tree, preconditioner: Preconditioner | None = None, *, into: Combination | None = None
+    ) -> Solution:
+        unit, dtype = tree.power_of_two(b), tree.dtype_of(b)
+        formed = Formed()
+        x = formed if into is None else into
+        r = taken(b, 1 / unit, into)  # squares of tiny cotangents would underflow
+        whole = tree.plain_norm(r)
+        p = {k: v.clone() for k, v in (r if preconditioner is None else preconditioner.apply(r)).items()}
         bb = tree.dot(r, p)
         rr, goal = bb, max(self.rtol, torch.finfo(bb.dtype).eps) ** 2 * bb
         lowest, highest = torch.full_like(rr, torch.inf), torch.zeros_like(rr)
+        length, xp = torch.zeros_like(rr), torch.zeros_like(rr)  # ||x|| and <x, p>, where x itself may never exist
         indefinite = torch.zeros_like(rr, dtype=torch.bool)
         solved, negative = rr <= goal, rr < 0
         waits = tree.has_values(rr) and (self.rtol > 0 or reads_are_free(rr.device))
@@ -62,10 +68,10 @@ class CG:
         for _ in range(self.steps):
             if waits and bool(solved | indefinite | ~torch.isfinite(rr)):
                 break
-            hp = matvec(p)
+            hp = dict(matvec(p))
             matvecs += 1
             if self.damping:
-                hp = tree.axpy(self.damping, p, hp)
+                hp = {k: torch.add(hp.pop(k), v, alpha=self.damping) for k, v in p.items()}
             php, pp = tree.dot(p, hp), tree.dot(p, p)
             active = ~(solved | indefinite)
             lowest = torch.where(active, torch.minimum(lowest, php / pp), lowest)
@@ -73,20 +79,31 @@ class CG:
             indefinite = indefinite | (active & (php <= 0))
             active = active & ~(php <= 0)  # a NaN goes on into x, where it is seen
             a = torch.where(active, rr / php, 0.0)
-            x, r = tree.axpy(a.to(dtype), p, x), tree.axpy(-a.to(dtype), hp, r)
-            z = apply(r)
+            side = pp.sqrt()
+            on = torch.minimum(xp / side, length)
+            beside = (length - on).sqrt() * (length + on).sqrt()
+            on = on + a * side
+            length = torch.where(active, torch.hypot(on, beside), length)
+            x.add(a, p)
+            tree.add_(r, -a, hp)
+            del hp
+            z = r if preconditioner is None else preconditioner.apply(r)
             new = torch.where(active, tree.dot(r, z), rr)
-            p = tree.axpy(torch.where(active, new / rr, 0.0).to(dtype), p, z)
+            beta = torch.where(active, new / rr, 0.0)
+            xp = beta * side * on  # x is orthogonal to the new residual (with a preconditioner: about so)
+            for k, v in p.items():
+                torch.addcmul(z[k], v, beta.to(dtype), out=v)
             rr = new
             negative = negative | (rr < 0)
             solved = solved | (rr <= goal)
+        x.scale(unit)
         # The recurrence for r goes to 0 whatever x does; ||b - Hx|| cannot fall below the rounding of Hx.
-        rounding = torch.finfo(rr.dtype).eps * highest * tree.norm(x)
-        left = rr.sqrt() if preconditioner is None else tree.norm(r)
-        whole = bb.sqrt() if preconditioner is None else tree.norm(b) / unit
+        rounding = torch.finfo(rr.dtype).eps * highest * length
+        left = rr.sqrt() if preconditioner is None else tree.plain_norm(r)
+        value = formed.value(b) if into is None else {}
         if not tree.has_values(rr):
             outcome = Outcome.UNREAD if self.rtol > 0 else Outcome.BUDGET
-            return Solution(tree.scale(x, unit), outcome, matvecs, None, None)
+            return Solution(value, outcome, matvecs, None, None)
         residual = float(torch.maximum(left, rounding) / whole) if matvecs and bool(whole) else 0.0
         curvature = float(lowest) if matvecs and bool(torch.isfinite(lowest)) else None
         if not bool(torch.isfinite(rr)):
@@ -100,7 +117,7 @@ class CG:
             outcome = Outcome.CONVERGED
         else:
             outcome = Outcome.MISSED if self.rtol > 0 else Outcome.BUDGET
-        return Solution(tree.scale(x, unit), outcome, matvecs, residual, curvature)
+        return Solution(value, outcome, matvecs, residual, curvature)
 
 
 def reads_are_free(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import tree
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Matvec, Outcome, Preconditioner, Solution
+from .base import Combination, Matvec, Outcome, Preconditioner, Solution
 from .series import series
 
 
@@ -35,12 +35,15 @@ class FixedPoint:
     lr: float | Tensor | None = None
     rtol: float = 0.0
     takes_preconditioner: ClassVar[str] = "any"
+    combines: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.rtol < 0 or (self.lr is not None and not self.lr > 0):
             raise HypergradientError(f"{self}: steps and rtol must not be negative, lr must be positive")
 
-    def __call__(self, matvec: Matvec, b: Tree, preconditioner: Preconditioner | None = None) -> Solution:
+    def __call__(
+        self, matvec: Matvec, b: Tree, preconditioner: Preconditioner | None = None, *, into: Combination | None = None
+    ) -> Solution:
         if self.steps == 0:
-            return Solution(tree.zeros_like(b), Outcome.BUDGET, 0, 1.0)
-        return series(matvec, b, self.lr, self.steps - 1, self.rtol, "FixedPoint", preconditioner)
+            return Solution(tree.zeros_like(b) if into is None else {}, Outcome.BUDGET, 0, 1.0)
+        return series(matvec, b, self.lr, self.steps - 1, self.rtol, "FixedPoint", preconditioner, into)

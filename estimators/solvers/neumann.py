@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Matvec, Preconditioner, Solution
+from .base import Combination, Matvec, Preconditioner, Solution
 from .series import series
 
 
@@ -40,10 +40,13 @@ class Neumann:
     steps: int = 20
     lr: float | Tensor | None = None
     takes_preconditioner: ClassVar[str] = "any"
+    combines: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.lr is not None and not self.lr > 0):
             raise HypergradientError(f"{self}: steps must not be negative, lr must be positive")
 
-    def __call__(self, matvec: Matvec, b: Tree, preconditioner: Preconditioner | None = None) -> Solution:
-        return series(matvec, b, self.lr, self.steps, 0.0, "Neumann", preconditioner)
+    def __call__(
+        self, matvec: Matvec, b: Tree, preconditioner: Preconditioner | None = None, *, into: Combination | None = None
+    ) -> Solution:
+        return series(matvec, b, self.lr, self.steps, 0.0, "Neumann", preconditioner, into)

@@ -11,12 +11,12 @@ from torch import Tensor
 from .. import tree
 from ..errors import HypergradientError
 from ..tree import Tree
-from .base import Matvec, Outcome, Preconditioner, Solution
+from .base import Combination, Formed, Matvec, Outcome, Preconditioner, Solution, taken
 
 
 def series(
     matvec: Matvec, b: Tree, lr: float | Tensor | None, products: int, rtol: float, name: str,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Preconditioner | None = None, into: Combination | None = None,
 ) -> Solution:  # fmt: skip
     """Sum ``products + 1`` terms; end earlier once a term is below ``rtol`` times the first.
 
@@ -35,8 +35,11 @@ def series(
             f"{name}(lr=None) takes the inner rule's step inside Implicit; called on its own it needs lr=, a number "
             "below 2 / lambda_max"
         )
-    unit = tree.power_of_two(b)  # far down, terms would underflow before they are at rounding
-    term = total = tree.scale(b, 1 / unit)
+    unit = tree.power_of_two(b)
+    formed = Formed()
+    total = formed if into is None else into
+    term = taken(b, 1 / unit, into)  # far down, terms would underflow before they are at rounding
+    rate = lr.to(unit) if isinstance(lr, Tensor) else lr
     adapted = _adapted(preconditioner, term)
     norms, quotients = [_size(term, adapted, preconditioner)], []
     matvecs = 0
@@ -45,20 +48,23 @@ def series(
             break
         h_term = matvec(adapted)
         matvecs += 1
-        size = norms[-1].to(unit.dtype)
-        quotients.append(tree.dot(tree.scale(adapted, 1 / size), tree.scale(h_term, 1 / size)))
-        term = {k: t - lr * h_term[k] for k, t in term.items()}
-        total = tree.add(total, term)
+        total.add(1.0, adapted)
+        quotients.append(tree.dot(adapted, h_term) / norms[-1] / norms[-1])
+        tree.add_(term, -rate, h_term)
+        del h_term, adapted
         adapted = _adapted(preconditioner, term)
         norms.append(_size(term, adapted, preconditioner))
-    value = tree.scale(tree.scale(_adapted(preconditioner, total), lr), unit)
+    total.add(1.0, adapted)
+    total.scale(rate)
+    total.scale(unit)
+    value = formed.value(b) if into is None else {}
     if not tree.has_values(unit):
         return Solution(value, Outcome.UNREAD if rtol > 0 else Outcome.BUDGET, matvecs, None, None)
     sizes = torch.stack(norms).tolist()
-    if any(math.isnan(x) for x in sizes) and tree.all_finite(value):  # the root of a negative t'D t
+    if any(math.isnan(x) for x in sizes) and tree.all_finite(term):  # the root of a negative t'D t
         return Solution(value, Outcome.NOT_POSITIVE, matvecs, None, None)
     if sizes[0] == 0:
-        return Solution(tree.zeros_like(b), Outcome.CONVERGED, matvecs, 0.0, None)
+        return Solution(value, Outcome.CONVERGED, matvecs, 0.0, None)
     curvatures = torch.stack(quotients).tolist() if quotients else []
     eps = torch.finfo(norms[0].dtype).eps
     residual = sizes[-1] / sizes[0]
@@ -75,7 +81,7 @@ def series(
             outcome = Outcome.CONVERGED
         else:
             outcome = Outcome.MISSED if rtol > 0 else Outcome.BUDGET
-    return Solution(value, outcome, matvecs, residual, min(curvatures, default=None))
+    return Solution(value, outcome, matvecs, residual, min(filter(math.isfinite, curvatures), default=None))
 
 
 def _adapted(preconditioner: Preconditioner | None, term: Tree) -> Tree:
@@ -85,7 +91,7 @@ def _adapted(preconditioner: Preconditioner | None, term: Tree) -> Tree:
 def _size(term: Tree, adapted: Tree, preconditioner: Preconditioner | None) -> Tensor:
     """||t||, or sqrt(t'D t) where that is a norm (NaN where it is not)."""
     if preconditioner is None or not preconditioner.symmetric:
-        return tree.norm(term)
+        return tree.plain_norm(term)
     return tree.dot(term, adapted).sqrt()
 
 
