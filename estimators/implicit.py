@@ -43,9 +43,18 @@ class Implicit:
         adapt: precondition with the rule's adaptation.
         product: form of the second-order product.
         batches: average H and M over this many of the stream's last batches (a minibatch Hessian is a noisy one).
+        graph: "kept" linearises the loss once and pulls the graph of its gradient back for each product, which saves a forward and
+            a backward pass each time and holds as many graphs as there are ``batches``; "rebuilt" goes through the loss again
+            for each product, and frees the graph as it is used. None: kept for one batch with `reverse_over_reverse`, else
+            rebuilt. The other products keep no graph.
+        sums: True sums the M^T v (and the rows of frozen leaves) that come with each product, so that x is never formed: a vector
+            as large as the parameters less. False forms x and makes a mixed product at the end, which costs less where M^T v is
+            dear. None: True for a solver that can (CG, Neumann, FixedPoint) if hyperparameters and frozen leaves hold no more
+            than half the bytes of the unknowns.
 
     Raises:
-        HypergradientError: ``batches`` is below 1.
+        HypergradientError: ``batches`` is below 1, ``graph`` is none of those or there is none to keep, or ``sums`` is True and the
+            solver returns its x.
     """
 
     solver: Solver
@@ -90,6 +99,8 @@ class Implicit:
     def _sums(self, params: Tree, hparams: Tree, unknowns: Collection[str], free: Collection[str]) -> bool:
         if self.sums is not None:
             return self.sums
+        if not getattr(self.solver, "combines", False):
+            return False
         images = tree.nbytes(hparams) + tree.nbytes(tree.select(params, free))
         return 2 * images <= tree.nbytes(tree.select(params, unknowns))
 

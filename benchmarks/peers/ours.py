@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from estimators import (
     CG,
@@ -39,6 +40,10 @@ def _implicit(case: Case, *, estimator: Callable[[Case], Estimator]) -> Work:
         return hypergradient(case.outer, [case.stage], [chosen], [case.record], case.hparams, throw=False)
 
     return work
+
+
+def _solved(case: Case, *, solver: type[CG] | type[Neumann], **fields: Any) -> Implicit:
+    return Implicit(CG(steps=case.steps) if solver is CG else Neumann(steps=case.steps, lr=case.lr), **fields)
 
 
 def training(case: Case) -> Stage:
@@ -100,10 +105,17 @@ LIBRARY = Library(
     module="estimators",
     distribution="hypergradbench",
     variants={
-        ("cg", "Implicit(CG)"): Variant(partial(_implicit, estimator=lambda case: Implicit(CG(steps=case.steps)))),
-        ("neumann", "Implicit(Neumann)"): Variant(
-            partial(_implicit, estimator=lambda case: Implicit(Neumann(steps=case.steps, lr=case.lr)))
-        ),
+        **{
+            (method, f"Implicit({solver.__name__}{words})"): Variant(
+                partial(_implicit, estimator=partial(_solved, solver=solver, **fields)), note
+            )
+            for method, solver in (("cg", CG), ("neumann", Neumann))
+            for words, fields, note in (
+                ("", {}, "graph kept, solution never formed"),
+                (", sums=False", {"sums": False}, "graph kept, solution formed"),
+                (", graph=rebuilt", {"graph": "rebuilt"}, "a forward and two backward passes a product"),
+            )
+        },
         **{(method, name): how for method in ("unroll", "unroll-adam") for name, how in UNROLLS.items()},
         **{
             ("sama", name): Variant(partial(_meta, estimator=e), note, partial(_meta_peak, estimator=e))
