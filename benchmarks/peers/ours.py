@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -65,10 +64,10 @@ def _unroll(case: Case, *, estimator: Callable[[Case], Unroll]) -> Work:
 
 
 def _budgeted(case: Case) -> Unroll:
-    """With room for sqrt(T) states and two steps' graphs."""
+    """With a fifth of the bytes of all states and graphs, or the least that will do."""
     stage = training(case)
     sizes = sizes_of(stage, stage.initial(case.params, case.hparams), case.hparams)
-    return Unroll(budget=math.isqrt(case.steps) * sizes.state + 2 * sizes.step)
+    return Unroll(budget=max(case.steps * sizes.step // 5, sizes.state + sizes.step))
 
 
 def _run(case: Case) -> Work:
@@ -96,7 +95,7 @@ UNROLLS: dict[str, Variant] = {
         partial(_unroll, estimator=lambda case: Unroll(checkpoint=1)), "every state recorded, one graph at a time"
     ),
     "Unroll(budget=...)": Variant(
-        partial(_unroll, estimator=_budgeted), "light: the bytes of sqrt(T) states and two steps' graphs"
+        partial(_unroll, estimator=_budgeted), "light: a fifth of the bytes of all states and graphs"
     ),
 }
 
