@@ -20,8 +20,11 @@ Coefficients = dict[str, dict[str, float]]
 
 def pull_linear(
     stage: Stage, state: State, names: Collection[str], cotangent: Tree, slot_cotangents: SlotCotangents
-) -> RulePullback | None:
+) -> tuple[RulePullback, float] | None:
     """As `adaptation.pull_rule`, without a graph and without gradients; None if the rule is not one of these.
+
+    The cotangents on the gradients come with a number that they are still to be multiplied with: for gradient descent they are
+    ``cotangent`` itself, and no tree of that size is made.
 
     The numbers are the derivatives of the rule's own ``update``, asked in one coordinate: there is no second formula.
 
@@ -35,17 +38,22 @@ def pull_linear(
     if not all(declares(r, "diagonal") and _of_numbers(r) for r in rules.values()):
         return None
     found, known = RulePullback({}, {}, {}), dict[tuple[Rule, int], Coefficients]()
-    for k, rule in rules.items():
-        key = rule, state.update_number(k)
+    keys = {k: (rule, state.update_number(k)) for k, rule in rules.items()}
+    for k, key in keys.items():
         if key not in known:
-            known[key] = _coefficients(rule, list(state.slots[k]), key[1])
+            known[key] = _coefficients(key[0], list(state.slots[k]), key[1])
+    rows = [row["grad"] for row in known.values()]
+    alike = all(row == rows[0] and row.keys() == {"change"} for row in rows)
+    factor = rows[0]["change"] if rows and alike else None
+    for k, key in keys.items():
         outputs = {"change": cotangent[k]} | {f"slot {s}": c for s, c in slot_cotangents.get(k, {}).items()}
-        pulled = {name: _combined(row, outputs) for name, row in known[key].items()}
+        coefficients = known[key] | ({"grad": {"change": 1.0}} if factor is not None else {})
+        pulled = {name: _combined(row, outputs) for name, row in coefficients.items()}
         there = {name: x for name, x in pulled.items() if x is not None}
         found.slots[k] = {s: there[f"slot {s}"] for s in state.slots[k] if f"slot {s}" in there}
         found.grads.update({k: there["grad"]} if "grad" in there else {})
         found.params.update({k: there["param"]} if "param" in there else {})
-    return found
+    return found, 1.0 if factor is None else factor
 
 
 def _of_numbers(rule: Rule) -> bool:
@@ -74,7 +82,9 @@ def _coefficients(rule: Rule, slots: list[str], t: int) -> Coefficients:
 
 
 def _combined(row: Mapping[str, float], outputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The sum of ``row[name] * outputs[name]``, a tensor of its own; None if there is no term."""
+    """The sum of ``row[name] * outputs[name]``, a tensor of its own unless it is one of them; None if there is no term."""
+    if row == {"change": 1.0}:
+        return outputs["change"]
     total: Tensor | None = None
     for name, factor in row.items():
         if name in outputs:

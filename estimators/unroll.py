@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from .estimator import Cost, Pullback
 from .linear_rules import pull_linear
 from .products import Product, gradients, reverse_over_reverse
 from .rules import can_rewind, is_linear
+from .saved import storage_bytes
 from .solvers import Outcome
 from .stage import Kept, Record, Stage, advance_by, advance_kept, keep_step, sizes_of
 from .state import State
@@ -155,16 +156,19 @@ class _Sum:
         self.value = dict(start)
         self._own: set[str] = set()
 
-    def add(self, terms: Tree, shared: frozenset[int] = frozenset()) -> None:
-        """Add ``terms``, without changing them, or a storage at an address in ``shared``."""
+    def add(self, terms: Tree, factor: float = 1.0, others: Iterable[Tensor] = ()) -> None:
+        """Add ``factor * terms``, without changing the memory of ``others``. Terms may lie in the memory of the sum."""
+        places = storage_bytes(self.value.values())
+        shared = storage_bytes(others)
+        terms = {k: x.clone() if x.untyped_storage()._cdata in places else x for k, x in terms.items()}
         for k, x in terms.items():
             mine = self.value.get(k)
             if mine is None:
-                self.value[k] = x.clone()
+                self.value[k] = x * factor
             elif k in self._own and mine.untyped_storage()._cdata not in shared:
-                mine.add_(x)
+                mine.add_(x, alpha=factor)
             else:
-                self.value[k] = mine + x
+                self.value[k] = torch.add(mine, x, alpha=factor)
             self._own.add(k)
 
 
@@ -196,8 +200,10 @@ class _Sweep:
         objective = stage.objective(state.step) if one.at is None else None
         names = [k for k in stage.trained(state.params) if k not in skipped]
         linear = is_linear(stage.rule, names, state.step)
-        pulled = pull_linear(stage, state, names, self.params.value, self.slots)
-        if pulled is None:
+        at_once = pull_linear(stage, state, names, self.params.value, self.slots)
+        if at_once is not None:
+            pulled, factor = at_once
+        else:
             grads = one.grads
             if linear:
                 grads = tree.select(state.params, names)  # only their shapes matter
@@ -205,7 +211,7 @@ class _Sweep:
                 _, grads, _ = gradients(objective, state.params, lam, wrt_params=names)
                 grads = stage.reduce(grads)
                 self.gradients += 1
-            pulled = pull_rule(stage, state, lam, grads, self.params.value, self.slots)
+            pulled, factor = pull_rule(stage, state, lam, grads, self.params.value, self.slots), 1.0
         if not linear:
             through = torch.stack([x.any() for x in pulled.grads.values()]).any() if pulled.grads else None
             found = [x for x in (self.flowed, through) if x is not None]
@@ -220,11 +226,11 @@ class _Sweep:
                 objective, state.params, lam, pulled.grads, wrt_params=wanted, wrt_hparams=lam
             )
         self.slots = {k: pulled.slots[k] if k in names else self.slots.get(k, {}) for k in state.slots}
-        shared = frozenset(x.untyped_storage()._cdata for s in self.slots.values() for x in s.values())
-        self.params.add(stage.reduce(hessian), shared)
-        self.params.add(pulled.params, shared)
-        self.hparams.add(mixed)
+        self.hparams.add(mixed, factor)  # before the cotangents change, whose memory a product's answer may share
         self.hparams.add(pulled.hparams)
+        others = [*(x for s in self.slots.values() for x in s.values()), *pulled.params.values()]
+        self.params.add(stage.reduce(hessian), factor, others)
+        self.params.add(pulled.params, others=others[: len(others) - len(pulled.params)])
 
 
 class _Replay:

@@ -169,6 +169,24 @@ def test_leaves_that_some_steps_skip() -> None:
             assert gap(estimate(problem, estimator).hparams, plain) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "rule", [SGD(lr=0.3), SGD(lr=1.0), Momentum(lr=1.0, momentum=0.5)], ids=["sgd", "plain", "momentum"]
+)
+def test_products_that_hand_the_cotangents_around(rule: Any) -> None:
+    """H swaps two leaves and M is the identity: what a product gives may be the cotangents themselves."""
+
+    def loss(p: Tree, h: Tree, batch: None) -> Tensor:
+        return torch.dot(p["a"], p["b"]) + torch.dot(p["a"], h["x"])
+
+    g = torch.Generator().manual_seed(0)
+    start = {k: torch.randn(3, generator=g, dtype=torch.float64) for k in "ab"}
+    hparams = {"x": torch.randn(3, generator=g, dtype=torch.float64)}
+    outer = {k: torch.randn(3, generator=g, dtype=torch.float64) for k in "ab"}
+    stage = Stage(loss, rule, lambda t: None, 6)
+    problem = Problem("swap", [stage], lambda p, h: sum(torch.dot(p[k], outer[k]) for k in "ab"), start, hparams)  # type: ignore[arg-type, return-value, misc]
+    assert gap(estimate(problem, Unroll()).hparams, long_graph(problem, hparams)) < 1e-12
+
+
 def test_random_losses_see_the_same_draws() -> None:
     def loss(p: Tree, h: Tree, batch: Tensor) -> Tensor:
         kept = torch.nn.functional.dropout(p["w"] * batch, 0.5)
