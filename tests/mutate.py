@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "mutations.md"
-TESTS = ["test_gate", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
+TESTS = ["test_gate", "test_in_place", "test_run_memory", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
          "test_rules_derivatives", "test_definitions", "test_solvers", "test_products", "test_adaptation", "test_rules",
          "test_composed", "test_truth", "test_error_bound", "test_randomness", "test_properties", "test_contract", "test_bad_input", "test_edge_cases",
          "test_sharded", "test_linear_system"]  # fmt: skip
