@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from . import tree
 from .errors import HypergradientError, NotApplicableError
@@ -279,10 +280,14 @@ def _multiple(k: str, edge: GradientEdge, g: Tensor) -> _Multiple | None:
             return None
         match node.name():
             case "MulBackward0":
-                c = (node._saved_self if node._saved_other is None else node._saved_other).detach()
+                c = node._saved_self if node._saved_other is None else node._saved_other
                 if not c.numel() or any(n > 1 and step for n, step in zip(c.shape, c.stride(), strict=True)):
                     return None
-                factor = c[(0,) * c.dim()].to(g.device) * factor
+                if c.dim() == 0 and c.device.type == "cpu" and tree.has_values(c):
+                    with _disable_current_modes():  # it may be a Python number, which modes take for no tensor
+                        factor = factor * float(c)
+                else:
+                    factor = c.detach()[(0,) * c.dim()].to(g.device) * factor
             case "MulBackward1":
                 factor = factor * node._saved_other
             case "PowBackward0" if node._saved_exponent == 1:

@@ -280,6 +280,19 @@ def test_an_l2_penalty_costs_neither_nodes_nor_bytes() -> None:
     assert bytes_of(penalised) <= bytes_of(fit) + w.nbytes + 100
 
 
+def test_factors_are_read_while_operations_are_watched() -> None:
+    """A Python number in a graph is no tensor to a dispatch mode."""
+    w = {"w": torch.ones(3, dtype=F64)}
+    found: list[Tree] = []
+
+    def work() -> None:
+        at = linearize(lambda p, h: 0.5 * (p["w"] * 3.0 * p["w"] * 2).sum(), w, {}, tangents=w, wrt_params=w)
+        found.append(at.pull(w, wrt_params=w)[0])
+
+    peak_bytes(work)
+    torch.testing.assert_close(found[0]["w"], torch.full((3,), 6.0, dtype=F64))
+
+
 # ---------------------------------------------------------------- exact bytes
 
 
