@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..style import WIDTH, look, order
 from .common import better
 
-NEAR = {"unroll-checkpointed": "unroll, a checkpoint every sqrt(T)"}
+NEAR = {"unroll-checkpointed": "unroll, a checkpoint every sqrt(T)", "unroll-budget": "unroll, a budget for 4 steps"}
 
 
 def draw(rows: pd.DataFrame) -> Figure | None:
