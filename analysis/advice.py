@@ -182,7 +182,7 @@ def _table(advice: Advice, head: str) -> Table:
             column,
             justify="left" if column in ("", "estimator", "outcome", "fits") else "right",
             overflow="fold",
-            no_wrap=column == "estimator",
+            no_wrap=column in ("estimator", "error", "outcome"),
         )
     rows = advice.rows[advice.rows["status"].isin(["ok", "discarded"])]
     if bounded:

@@ -21,8 +21,8 @@ from benchmarks.advise.survey import Survey, most
 from benchmarks.cells import Cell
 from benchmarks.cli import main
 from benchmarks.commands.advise import seconds
-from benchmarks.measure import memory_of
-from benchmarks.measure.predict import LOOSE_CHANGE, peak_of
+from benchmarks.measure import memory_of, peak_bytes
+from benchmarks.measure.predict import LOOSE_CHANGE, peak_of, without_values
 from benchmarks.meta_step import MetaStep, copied
 from estimators import (
     CG,
@@ -34,6 +34,7 @@ from estimators import (
     per_stage,
     registry,
     reverse_over_forward,
+    reverse_over_reverse,
 )
 
 QUADRATIC = '''
@@ -185,7 +186,7 @@ def test_a_row_of_a_candidate(own: Path, tmp_path: Path) -> None:
     measure.content(asked, tmp_path, {})
     meta = {"reference": asked.id, "costs": True}
     row = measure.content(
-        cell(f"{own}:make", estimator="cg", fields={"solver.steps": 5}, meta=meta),
+        cell(f"{own}:make", estimator="cg", fields={"solver.steps": 5, "graph": "rebuilt"}, meta=meta),
         tmp_path,
         {"budget": 0.05, "bounds": True},
     )
@@ -195,7 +196,7 @@ def test_a_row_of_a_candidate(own: Path, tmp_path: Path) -> None:
     assert -1 <= h["cosine"] <= 1
     assert h["truth_norm"] == pytest.approx(float(run.norm()), rel=1e-6)
     assert cosine != pytest.approx(1.0, abs=1e-6)  # at the end of 4 steps they do differ
-    assert row["code"] == "estimate(problem, Implicit(solver=CG(steps=5, rtol=1e-12)))"
+    assert row["code"] == "estimate(problem, Implicit(solver=CG(steps=5, rtol=1e-12), graph='rebuilt'))"
     assert row["memory"]["peak_bytes"] > row["memory"]["plain_peak_bytes"] > 0
     assert row["time"]["ratio"] == pytest.approx(row["time"]["seconds"] / row["time"]["plain_seconds"], rel=2.0)
     assert row["error_bound"]["relative"] > 0
@@ -225,6 +226,7 @@ def test_candidates_and_their_code() -> None:
     assert chosen[0] == ("sama", {})
     assert ("unroll-truncated", {"last": 4}) in chosen
     assert candidates(["unroll"], 40, spare_of(10 * KIB, KIB)) == [("unroll", {}), ("unroll", {"budget": "7KiB"})]
+    assert ("cg", {"solver.steps": 20, "solver.rtol": 0.0, "graph": "rebuilt"}) in candidates(["cg"], 40, 7 * KIB)
     assert candidates(["unroll"], 40, spare_of(KIB, KIB)) == [("unroll", {})]
     assert [f["solver.steps"] for n, f in chosen if n == "cg"] == [5, 20]
     assert as_code(Unroll()) == "Unroll()"
@@ -428,7 +430,7 @@ def test_from_end_to_end(
     assert {p.name for p in (out / "figures").iterdir()} == {"pareto.png", "pareto.svg"}
     frame = results.load(out)
     assert frame.attrs["limits"]["memory"] == 2**20
-    assert sorted(frame.loc[frame["name"] == "cg", "seed"]) == [0, 0, 1, 1]
+    assert sorted(frame.loc[frame["name"] == "cg", "seed"]) == [0, 0, 0, 1, 1, 1]
 
     assert main([*command[:-2], "--time", "1.000001x", "--figures", "False"]) == 1
     text, told = capsys.readouterr()
@@ -491,3 +493,23 @@ def test_a_problem_that_cannot_be_run(
 
 def test_times() -> None:
     assert [seconds(t) for t in ("60s", "500ms", "1.5min")] == [60.0, 0.5, 90.0]
+
+
+def test_a_number_times_a_leaf_is_one_under_the_counter_too() -> None:
+    """A mode sees a Python number as a number, where autograd has saved a tensor."""
+
+    def loss(p: dict[str, torch.Tensor], h: dict[str, torch.Tensor]) -> torch.Tensor:
+        return 0.5 * (p["w"] @ p["w"]) + (0.1 * p["w"].square()).sum() + 0.5 * p["w"] @ h["b"]
+
+    def product() -> None:
+        v = {"w": torch.tensor([1.0, -2.0])}
+        p, h = {"w": torch.ones(2)}, {"b": torch.ones(2)}
+        found.append(reverse_over_reverse(loss, p, h, v, wrt_params=p, wrt_hparams=h))
+
+    found: list[Any] = []
+    peak_bytes(product)
+    rows, mixed = found[0]
+    assert torch.allclose(rows["w"], torch.tensor([1.2, -2.4]))
+    assert torch.allclose(mixed["b"], torch.tensor([0.5, -1.0]))
+    with without_values():
+        assert peak_bytes(product) > 0

@@ -38,9 +38,9 @@ def variants(steps: int, spare: int | None = None) -> dict[str, list[Fields]]:
     budget: Fields = {} if spare is None or spare < KIB else {"budget": f"{spare // KIB}KiB"}
     last = sorted({max(steps // 10, 1), max(steps // 2, 1)})
     return {
-        "cg": fixed,
+        "cg": fixed + [{**fixed[1], "graph": "rebuilt"}] * bool(budget),
         "adapted-cg": fixed[1:],
-        "neumann": some,
+        "neumann": some + [{**some[1], "graph": "rebuilt"}] * bool(budget),
         "adapted-neumann": some[:1],
         "unroll": [{}, *([budget] if budget else [])],
         "unroll-truncated": [{"last": n, **budget} for n in last],
