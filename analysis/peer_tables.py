@@ -55,7 +55,8 @@ def tasks(frame: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one task with ``wrong``, ``time_to_best`` and ``peak_to_best``: the latter of ours only."""
+    """The rows of one task with ``wrong``, ``time_to_best`` and ``peak_to_best``: the latter of ours only, and not where a
+    solver stopped early at negative curvature, which is less work."""
     found = rows.assign(wrong=rows["relative_error"] > WRONG)
     library = found["estimator"].str.partition(": ")[0]
     ours = library == OURS
@@ -63,7 +64,7 @@ def with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     found["library"] = library
     for column, what in (("time_to_best", "to_first"), ("peak_to_best", "peak_bytes")):
         best = others[what].min() if len(others) else float("nan")
-        found[column] = (found[what] / best).where(ours)
+        found[column] = (found[what] / best).where(ours & (found["outcome"] != "indefinite"))
     return found
 
 
