@@ -219,6 +219,7 @@ class Leafwise:
         self.leaves = list(rules)
         self._blame = (stage, replace(record, grad=None), hparams)
         self._end, self._before, self._rules, self._grads = record.end, before, rules, cast(Tree, record.grad)
+        self._moved = False  # whether it is known that something came through
         self._seen: list[
             tuple[Tensor, Tensor]
         ] = []  # of every piece: its gradient's and its derivative's largest entries
@@ -258,7 +259,11 @@ class Leafwise:
                 slots, param = cast(Any, rule).rewind(grad, slots, t, param)
             slope = _slope(rule, grad, slots, t, param)
         c.mul_(slope)
+        if self._moved:
+            return
         self._seen.append((_size(grad), _size(torch.as_tensor(slope, dtype=c.dtype, device=c.device))))
+        # a look at the values costs nothing on a CPU; elsewhere it would be a wait
+        self._moved = c.device.type == "cpu" and tree.any_nonzero({"": c})
 
     def check(self, adapted: Tree) -> None:
         """Refuse a rule through which nothing came, and nothing could have.
@@ -269,7 +274,7 @@ class Leafwise:
         Raises:
             NotApplicableError: all of them are zero, and so is the derivative, although there was a gradient.
         """
-        if tree.any_nonzero(adapted) or not self._seen:
+        if self._moved or tree.any_nonzero(adapted) or not self._seen:
             return
         gradient, slope = (torch.stack(list(x)).ne(0).any() for x in zip(*self._seen, strict=True))
         if tree.holds(gradient) and not tree.holds(slope):
