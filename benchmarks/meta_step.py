@@ -126,7 +126,7 @@ class MetaStep:
 class PlainTraining:
     """As many steps of plain training, as one would write them with `torch.optim`; every call goes on from the last.
 
-    Its batches are those of the meta step. Over data-parallel ranks the gradients are averaged as the stage averages its own.
+    An Adam or AdamW is the fused one unless the workload chose an implementation (see `fastest`). Its batches are those of the meta step. Over data-parallel ranks the gradients are averaged as the stage averages its own.
 
     Args:
         workload, state, kernel: as for `MetaStep`; the state is copied.
@@ -140,7 +140,7 @@ class PlainTraining:
             for k, x in state.params.items()
             if k not in workload.left_out
         }
-        self._optimizer = workload.optimizer([x for x in self.params.values() if x.requires_grad])
+        self._optimizer = fastest(workload.optimizer([x for x in self.params.values() if x.requires_grad]))
 
     def warm(self) -> None:
         """Let the optimizer make its slots, as the first call does, without a training step."""
@@ -165,6 +165,19 @@ class PlainTraining:
         means = self.workload.stage.reduce({k: x.grad for k, x in self.params.items() if x.grad is not None})
         for k, mean in means.items():
             self.params[k].grad = mean
+
+
+def fastest(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same with its groups fused, if it is an Adam or AdamW for which neither ``fused`` nor ``foreach`` was chosen.
+
+    Torch's own default never is that, and on a CPU is a loop over the leaves: beside it whatever is fused would look fast. (A
+    fused SGD is no faster than the loop on a CPU, wrong there in half precision, and has no kernel for fake tensors.)
+    """
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        for group in optimizer.param_groups:
+            if group["fused"] is None and group["foreach"] is None:
+                group.update(fused=True, foreach=False)
+    return optimizer
 
 
 def _exchanged(workload: Workload) -> Any:

@@ -21,6 +21,7 @@ from benchmarks.meta_step import (
     MetaStep,
     PlainTraining,
     copied,
+    fastest,
     preloaded,
     settled,
 )
@@ -405,3 +406,12 @@ def test_the_docs_name_what_a_row_holds(bench: Bench) -> None:
         assert [n for n in row[part] if f"`{n}`" not in DOCS and f"`{part}.{n}`" not in DOCS] == []
     for part in ("counters", "overhead", "hypergradient", "workload.data"):
         assert f"`{part}`" in DOCS
+
+
+def test_plain_training_is_fused_unless_an_implementation_was_chosen() -> None:
+    leaves = [torch.ones(3, requires_grad=True)]
+    for kind in (torch.optim.Adam, torch.optim.AdamW):
+        assert fastest(kind(leaves)).param_groups[0]["fused"]
+        for chosen in ({"foreach": False}, {"foreach": True}, {"fused": False}):
+            assert not fastest(kind(leaves, **chosen)).param_groups[0]["fused"]  # type: ignore[arg-type]
+    assert not fastest(torch.optim.SGD(leaves)).param_groups[0]["fused"]
