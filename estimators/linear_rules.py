@@ -37,11 +37,11 @@ def pull_linear(
     rules = leaf_rules(stage.bind({}), names, state.step)
     if not all(declares(r, "diagonal") and _of_numbers(r) for r in rules.values()):
         return None
-    found, known = RulePullback({}, {}, {}), dict[tuple[Rule, int], Coefficients]()
-    keys = {k: (rule, state.update_number(k)) for k, rule in rules.items()}
+    found, known = RulePullback({}, {}, {}), dict[tuple[int, int], Coefficients]()
+    keys = {k: (id(rule), state.update_number(k)) for k, rule in rules.items()}  # a rule need not be hashable
     for k, key in keys.items():
         if key not in known:
-            known[key] = _coefficients(key[0], list(state.slots[k]), key[1])
+            known[key] = _coefficients(rules[k], list(state.slots[k]), key[1])
     rows = [row["grad"] for row in known.values()]
     alike = all(row == rows[0] and row.keys() == {"change"} for row in rows)
     factor = rows[0]["change"] if rows and alike else None

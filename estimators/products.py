@@ -83,8 +83,13 @@ def grad_trees(output: Tensor | Sequence[Tensor], inputs: Sequence[Mapping[str, 
     grads = torch.autograd.grad(output, [x for _, _, x in wanted], allow_unused=True, **options)
     for (i, k, _), g in zip(wanted, grads, strict=True):
         if g is not None:
-            out[i][k] = g
+            out[i][k] = _dense(g)
     return out
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The same with all its zeros, if it is sparse (an embedding's gradient): nothing here is written for other layouts."""
+    return x if x.layout is torch.strided else x.to_dense()
 
 
 def gradients(
@@ -130,7 +135,7 @@ def summed_gradients(
     values: list[Tensor] = []
 
     def take(x: Tensor, k: str) -> None:
-        grad, x.grad = cast(Tensor, x.grad), None
+        grad, x.grad = _dense(cast(Tensor, x.grad)), None
         arrived[k] = grad if arrival is None else arrival(k, grad, _alone(grad))
 
     with torch.enable_grad():
@@ -420,7 +425,7 @@ class Linearized:
                 )
                 for (i, k, _), g in zip(inputs, seconds, strict=True):
                     if g is not None:
-                        out[i][k] = out[i][k] + g if k in out[i] else g
+                        out[i][k] = out[i][k] + g if k in out[i] else _dense(g)
                 del seconds
         for k, leaf, c in self._multiples:
             if k in tangent and leaf in wanted:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from estimators import (
     AdamW,
     CentralDifference,
     Dense,
+    Estimator,
     Forward,
     HypergradientError,
     Implicit,
@@ -320,3 +323,47 @@ def test_forward_sees_a_hyperparameter_that_only_some_batches_read() -> None:
         a, b = (estimate(both, e) for e in (Forward(), Unroll()))
         assert float(b.indirect["a"]) != 0
         assert float(a.hparams["a"]) == pytest.approx(float(b.hparams["a"]), rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", [Momentum(lr=0.02), Adam(lr=0.02)], ids=["momentum", "adam"])
+@pytest.mark.parametrize("family", [Unroll(), SAMA(), T1T2(), Implicit(CG(steps=4))], ids=lambda e: type(e).__name__)
+def test_sparse_gradients_of_an_embedding_are_dense(family: Estimator, rule: Rule) -> None:
+    """Half of what is made of them knows no other layout."""
+    rows = torch.tensor([0, 2])
+
+    def estimated(sparse: bool) -> Tree:
+        def table(p: Tree) -> Tensor:
+            return F.embedding(rows, p["e"], sparse=sparse)
+
+        loss = lambda p, h, t: (table(p).square().sum() + table(p).pow(4).sum()) * h["a"].exp() + p["w"].square().sum()  # noqa: E731
+        whole = {**START, "e": X[:3]}
+        stage = Stage(loss, rule, lambda t: t, 4)
+        record = run(stage, whole, HPARAMS)
+        run(stage, record.end, HPARAMS)
+        found = hypergradient(lambda p, h: (table(p) - 1).square().sum(), [stage], [family], [record], HPARAMS)
+        return {**found.hparams, **record.end.params}
+
+    torch.testing.assert_close(estimated(True), estimated(False), rtol=1e-9, atol=1e-13)
+
+
+@dataclass
+class Plain:
+    """A rule that cannot be hashed, as a dataclass is without more words."""
+
+    lr: float = 0.02
+    linear: ClassVar[bool] = True
+    diagonal: ClassVar[bool] = True
+
+    def init(self, param: Tensor) -> Tree:
+        return {}
+
+    def update(self, grad: Tensor, slots: Tree, t: int, param: Tensor) -> tuple[Tensor, Tree]:
+        return -self.lr * grad, {}
+
+
+def test_a_rule_need_not_be_hashable() -> None:
+    def loss(p: Tree, h: Tree, t: int) -> Tensor:
+        return (p["w"].pow(4) * h["a"]).sum()
+
+    found, want = (estimate(problem(loss, rule), Unroll()).hparams for rule in (Plain(), SGD(lr=0.02)))
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=0)

@@ -15,6 +15,7 @@ from benchmarks.meta_step import copied
 from estimators import RULES, SGD, Adam, ClipNorm, Groups, Momentum, Muon, Scheduled, Stage, State, Tree, run, tree
 from estimators.rules import Owned, Slots, init_tree, step_in_place, step_tree, unshared
 from estimators.rules.base import Scalar
+from estimators.rules.in_place import counter
 
 from .rule_references import CASES, F64
 
@@ -214,6 +215,69 @@ def test_a_momentum_does_not_live_in_the_gradient() -> None:
     before = batch.clone()
     run(stage, {"w": draw(5)}, {"x": draw(1)}, tail=0)
     assert torch.equal(batch, before)
+
+
+@dataclass(frozen=True)
+class FromThePrevious:
+    """Heavy ball as theta + mu (theta - theta_previous): the leaf itself becomes a slot."""
+
+    lr: float = 0.05
+
+    def init(self, param: Tensor) -> Slots:
+        return {"previous": param.new_zeros(param.shape)}
+
+    def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        moved = 0 * param if t == 1 else param - slots["previous"]
+        return 0.5 * moved - self.lr * grad, {"previous": param}
+
+
+def test_a_slot_that_is_the_leaf_stays_what_it_was() -> None:
+    stage, start, hparams = quadratic(FromThePrevious())
+    want = by_update(stage, start, hparams)
+    for donate in (False, True):
+        end = run(stage, copied(start), hparams, tail=0, donate=donate).end
+        torch.testing.assert_close(flat(end), flat(want), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "rmsprop"])
+def test_a_gradient_that_is_another_leaf_stays_what_it_was(name: str) -> None:
+    class Inner(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+            ctx.save_for_backward(a, b)
+            return a @ b
+
+        @staticmethod
+        def backward(ctx: Any, c: Tensor) -> tuple[Tensor, Tensor]:
+            a, b = ctx.saved_tensors
+            return b, a
+
+    hparams = {"x": draw(1)}
+    stage = Stage(lambda p, h, t: Inner.apply(p["a"], p["b"]) + 0 * h["x"].sum(), RULES[name](lr=0.05), lambda t: t, 4)
+    start = stage.initial({"a": draw(5), "b": draw(5)}, hparams)
+    want = by_update(stage, start, hparams)
+    record = run(stage, start, hparams, tail=1)
+    torch.testing.assert_close(flat(record.end), flat(want), rtol=1e-12, atol=1e-14)
+    assert record.grad is not None
+    assert torch.equal(record.grad["a"], record.states[3].params["b"])
+    without = run(stage, start, hparams, tail=0)
+    assert without.grad is not None
+    assert torch.equal(without.grad["a"], record.grad["a"])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adagrad"])
+def test_the_number_of_an_update_is_a_float32_whatever_the_default_dtype(name: str) -> None:
+    """Rounded to bfloat16 it would be another; on a GPU the kernels would read half of a float64."""
+    stage, start, hparams = quadratic(RULES[name](lr=0.05, **({"lr_decay": 0.1} if name == "adagrad" else {})))
+    start = start._replace(step=300)
+    want = run(stage, start, hparams, tail=0).end
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = run(stage, start, hparams, tail=0).end
+        assert counter(1, start.params["w"]).dtype is torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(x, flat(found)[k]) for k, x in flat(want).items())
 
 
 @pytest.mark.parametrize("name", FUSED)

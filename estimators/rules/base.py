@@ -32,7 +32,7 @@ class Rule(Protocol):
       another update does not inherit it. Without it a step is ``update`` and an addition.
     - ``gradient_step``: the learning rate of plain gradient descent with the same limit of stability on a quadratic;
       None or absent for adaptive rules. The series solvers use it when their ``lr`` is None.
-    - ``linear``: True if the change is linear in (gradient, slots), so that its pullback needs no gradient. It is read
+    - ``linear``: True if the change is linear in (gradient, slots, leaf), so that its pullback needs no gradient. It is read
       from the class itself: a subclass with another update does not inherit the promise.
     - ``differentiable``: False for rules whose derivative is zero almost everywhere (sign methods).
     - ``diagonal``: True if the change of a coordinate depends on that coordinate of gradient, slots and leaf alone, so that

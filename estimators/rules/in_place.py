@@ -51,6 +51,11 @@ class Owned:
         self.slots.clear()
         self.flat.clear()
 
+    def release(self, params: Tree, others: Iterable[Tensor]) -> None:
+        """Of ``params``, those that share memory with one of ``others`` may not be written over."""
+        held = {x.untyped_storage()._cdata for x in others}
+        self.params -= {k for k in params.keys() & self.params if params[k].untyped_storage()._cdata in held}
+
 
 def unshared(state: State, others: Iterable[Tensor]) -> Owned:
     """The leaves whose memory is their own: to write it changes neither another tensor of ``state`` nor one of ``others``, and
@@ -79,6 +84,7 @@ def step_in_place(rule: AnyRule, grads: Tree, state: State, owned: Owned) -> Non
         state: before the step; entries of its dicts are replaced, or written over.
         owned: what may be written over. The rest is copied first and is owned then.
     """
+    owned.release(state.params, grads.values())
     given = transform(rule, grads)
     for one, leaves in parts(rule, given, state.step):
         step_ = _own_step(one)
@@ -142,6 +148,7 @@ def _own(state: State, leaf: str, owned: Owned) -> None:
 
 def _update(rule: Rule, grad: Tensor, state: State, leaf: str, t: int, owned: Owned) -> None:
     change, state.slots[leaf] = rule.update(grad, state.slots[leaf], t, state.params[leaf])
+    owned.release({leaf: state.params[leaf]}, state.slots[leaf].values())  # it may be a slot now
     if leaf in owned.params:
         state.params[leaf].add_(change)
     else:
@@ -160,4 +167,4 @@ def fused(kernel: Callable[..., Any], params: list[Tensor], *tensors: Any, **set
 
 def counter(t: int, like: Tensor) -> Tensor:
     """The number of an update as the fused kernels want it; filled on the device, which is not waited for."""
-    return torch.full((), float(t), device=like.device)
+    return torch.full((), float(t), dtype=torch.float32, device=like.device)  # kernels read it so, whatever the default
