@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -64,10 +65,10 @@ def _unroll(case: Case, *, estimator: Callable[[Case], Unroll]) -> Work:
 
 
 def _budgeted(case: Case) -> Unroll:
-    """With a fifth of the bytes of all states and graphs, or the least that will do."""
+    """With a fifth of the bytes of all states and graphs; of short runs with room for sqrt(T) states and two steps."""
     stage = training(case)
     sizes = sizes_of(stage, stage.initial(case.params, case.hparams), case.hparams)
-    return Unroll(budget=max(case.steps * sizes.step // 5, sizes.state + sizes.step))
+    return Unroll(budget=max(case.steps * sizes.step // 5, math.isqrt(case.steps) * sizes.state + 2 * sizes.step))
 
 
 def _run(case: Case) -> Work:
@@ -95,7 +96,8 @@ UNROLLS: dict[str, Variant] = {
         partial(_unroll, estimator=lambda case: Unroll(checkpoint=1)), "every state recorded, one graph at a time"
     ),
     "Unroll(budget=...)": Variant(
-        partial(_unroll, estimator=_budgeted), "light: a fifth of the bytes of all states and graphs"
+        partial(_unroll, estimator=_budgeted),
+        "light: a fifth of the bytes of all states and graphs, of short runs sqrt(T) states and two steps",
     ),
 }
 
