@@ -157,7 +157,7 @@ class _Images:
                 if k in total:
                     tree.add_({k: total[k]}, a, term)
                 else:
-                    total[k] = x * a
+                    total[k] = tree.times(x, a)
 
     def scale(self, c: float | Tensor) -> None:
         for total in (self.rows, self.mixed):

@@ -54,6 +54,11 @@ def axpy(c: float | Tensor, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) ->
     return {k: c * x[k] + yk for k, yk in y.items()}
 
 
+def times(x: Tensor, c: float | Tensor) -> Tensor:
+    """``c x`` of a leaf, in its dtype; c as in `plus`. (Of two 0-d tensors torch takes the wider dtype.)"""
+    return x * (c.to(x) if isinstance(c, Tensor) else c)
+
+
 def plus(y: Tensor, c: float | Tensor, x: Tensor) -> Tensor:
     """``y + c x`` of a leaf without a temporary; c is a number or a 0-d tensor on the leaf's device."""
     return torch.addcmul(y, x, c.to(y)) if isinstance(c, Tensor) else torch.add(y, x, alpha=c)

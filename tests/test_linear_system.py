@@ -25,6 +25,7 @@ from estimators import (
     Neumann,
     Nystrom,
     Problem,
+    Stage,
     Tree,
     estimate,
     hypergradient,
@@ -60,6 +61,19 @@ def pulled(problem: Problem, estimator: Implicit) -> Tensor:
     found = estimator.pullback(problem.stages[0], records[0], problem.hparams, unflatten(c, records[0].end.params))
     parts = [flatten(found.hparams), torch.tensor([found.residual or 0.0, found.curvature or 0.0], dtype=F64)]
     return torch.cat([*parts, *([flatten(found.start)] if found.start else [])])
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize("solver", [CG(steps=3), Neumann(steps=3, lr=0.05), FixedPoint(steps=3, lr=0.05)])
+def test_hyperparameters_that_are_numbers_keep_their_dtype(solver: Any, sums: bool) -> None:
+    """CG's steps are float32 there, and of two 0-d tensors torch takes the wider dtype."""
+
+    def loss(p: Tree, h: Tree, t: int) -> Tensor:
+        return (p["w"] - h["x"]).square().sum() + p["w"].pow(4).sum() * h["x"]
+
+    start, hparams = {"w": torch.ones(3).bfloat16()}, {"x": torch.ones(()).bfloat16()}
+    problem = Problem("half", [Stage(loss, SGD(lr=0.05), lambda t: t, 5)], lambda p, h: p["w"].sum(), start, hparams)
+    assert estimate(problem, Implicit(solver, sums=sums)).hparams["x"].dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("sums", [None, True, False])

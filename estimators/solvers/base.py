@@ -104,7 +104,7 @@ class Formed:
         if self._value:
             tree.add_(self._value, a, v)
         else:
-            self._value = {k: x * a.to(x.dtype) if isinstance(a, Tensor) else x * a for k, x in v.items()}
+            self._value = {k: tree.times(x, a) for k, x in v.items()}
 
     def scale(self, c: float | Tensor) -> None:
         for x in self._value.values():
