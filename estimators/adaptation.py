@@ -12,7 +12,19 @@ from torch import Tensor
 from . import tree
 from .errors import HypergradientError, NotApplicableError
 from .products import grad_trees, leaves
-from .rules import AnyRule, Rule, Slots, can_rewind, declares, init_tree, leaf_rules, leaf_steps, rewind_tree, step_tree
+from .rules import (
+    AnyRule,
+    Rule,
+    Slots,
+    can_rewind,
+    declares,
+    init_tree,
+    leaf_rule,
+    leaf_rules,
+    leaf_steps,
+    rewind_tree,
+    step_tree,
+)
 from .solvers import Preconditioner
 from .stage import Record, Stage
 from .state import State
@@ -63,6 +75,12 @@ def pull_rule(
         asked = hparams if stage.rule_reads_hparams and not gradients_only else ()
         check_differentiable(stage.bind(hparams), grads, state.step)
         for group in parts_of_a_step(stage.bind(hparams), grads):  # no graph is larger than it must be
+            if (
+                not asked
+                and not gradients_only
+                and _in_closed_form(stage, state, group, grads, cotangent, slot_cotangents, found)
+            ):
+                continue
             lam = leaves(hparams, asked)
             rule = stage.bind(lam)
             names = () if gradients_only else group
@@ -87,6 +105,52 @@ def pull_rule(
             found.slots.update(zip(before, on_slots, strict=True))
             found = replace(found, hparams=tree.union_add(found.hparams, on_lam))
     return found
+
+
+def _in_closed_form(
+    stage: Stage,
+    state: State,
+    group: list[str],
+    grads: Tree,
+    cotangent: Tree,
+    on_slots: SlotCotangents,
+    found: RulePullback,
+) -> bool:
+    """Whether the rule of a leaf pulled it back itself, piece by piece, into ``found``."""
+    k, slots = group[0], state.slots[group[0]]
+    rule = leaf_rule(stage.bind({}), k, state.step)
+    if len(group) > 1 or "pull" not in vars(type(rule)) or not of_numbers(rule) or not grads[k].numel():
+        return False
+    given = {s: c for s, c in on_slots.get(k, {}).items() if s in slots}
+    pulled: list[Tensor] = []
+    names: list[str] = []
+    done = 0
+    with torch.no_grad():
+        whole = tree.pieces(grads[k], state.params[k], cotangent[k], *slots.values(), *given.values())
+        for g, x, c, *rest in whole:
+            before, after = dict(zip(slots, rest, strict=False)), dict(zip(given, rest[len(slots) :], strict=True))
+            part = cast(Any, rule).pull(g, before, state.update_number(k), x, c, after)
+            if part is None:
+                return False
+            on_grad, on_before, on_param = part
+            answers = [on_grad, *on_before.values(), *([] if on_param is None else [on_param])]
+            if not pulled:
+                names = list(on_before)
+                pulled = [torch.empty_like(grads[k], memory_format=torch.contiguous_format) for _ in answers]
+            for out, answer in zip(pulled, answers, strict=True):
+                out.view(-1)[done : done + g.numel()] = answer
+            done += g.numel()
+    found.grads[k], *rest = pulled
+    found.slots[k] = dict(zip(names, rest, strict=False))
+    if len(rest) > len(names):
+        found.params[k] = rest[-1]
+    return True
+
+
+def of_numbers(rule: Rule) -> bool:
+    """Whether all its fields are numbers: a tensor might differ from coordinate to coordinate."""
+    fields = [y for x in vars(rule).values() for y in (x if isinstance(x, tuple) else (x,))]
+    return all(isinstance(x, (int, float)) for x in fields)
 
 
 def parts_of_a_step(rule: AnyRule, grads: Tree) -> list[list[str]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .adaptation import RulePullback, SlotCotangents
+from .adaptation import RulePullback, SlotCotangents, of_numbers
 from .rules import Rule, declares, is_linear, leaf_rules
 from .stage import Stage
 from .state import State
@@ -35,7 +35,7 @@ def pull_linear(
     if stage.rule_reads_hparams or not is_linear(stage.rule, names, state.step):
         return None
     rules = leaf_rules(stage.bind({}), names, state.step)
-    if not all(declares(r, "diagonal") and _of_numbers(r) for r in rules.values()):
+    if not all(declares(r, "diagonal") and of_numbers(r) for r in rules.values()):
         return None
     found, known = RulePullback({}, {}, {}), dict[tuple[int, int], Coefficients]()
     keys = {k: (id(rule), state.update_number(k)) for k, rule in rules.items()}  # a rule need not be hashable
@@ -54,12 +54,6 @@ def pull_linear(
         found.grads.update({k: there["grad"]} if "grad" in there else {})
         found.params.update({k: there["param"]} if "param" in there else {})
     return found, 1.0 if factor is None else factor
-
-
-def _of_numbers(rule: Rule) -> bool:
-    """Whether all its fields are numbers: a tensor might differ from coordinate to coordinate."""
-    fields = [y for x in vars(rule).values() for y in (x if isinstance(x, tuple) else (x,))]
-    return all(isinstance(x, (int, float)) for x in fields)
 
 
 def _coefficients(rule: Rule, slots: list[str], t: int) -> Coefficients:

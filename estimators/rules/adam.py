@@ -80,6 +80,34 @@ class Adam(Betas):
         slope = through_root.mul_(rate * (1 - self.beta2) / correction).sub_(rate * (1 - self.beta1)).div_(denominator)
         return slope.masked_fill_(square == 0, 0.0)
 
+    def pull(
+        self, grad: Tensor, slots: Slots, t: int, param: Tensor, on_change: Tensor, on_slots: Slots
+    ) -> tuple[Tensor, Slots, Tensor | None] | None:
+        """The chain rule through m', s' and -a m' / (r / c + eps), with r = sqrt(s'), c = sqrt(1-b2^t), a = lr/(1-b1^t)."""
+        if self.amsgrad:
+            return None
+        b1, b2, correction, rate = self.beta1, self.beta2, (1 - self.beta2**t) ** 0.5, self.lr / (1 - self.beta1**t)
+        grad = self._decayed_grad(grad, param)
+        mean = torch.lerp(slots["exp_avg"], grad, 1 - b1)
+        square = (slots["exp_avg_sq"] * b2).addcmul_(grad, grad, value=float(1 - b2))
+        dead = square == 0
+        deviation = square.sqrt_()
+        denominator = (deviation / correction).add_(self.eps)
+        through = (on_change / denominator).masked_fill_(dead, 0.0)
+        on_mean = through * -rate
+        through.mul_(mean).div_(denominator.mul_(deviation).masked_fill_(dead, 1.0))
+        on_square = through.mul_(rate / (2 * correction))
+        if "exp_avg" in on_slots:
+            on_mean.add_(on_slots["exp_avg"])
+        if "exp_avg_sq" in on_slots:
+            on_square.add_(on_slots["exp_avg_sq"])
+        on_grad = (on_mean * (1 - b1)).addcmul_(grad, on_square, value=float(2 * (1 - b2)))
+        on_before = {"exp_avg": on_mean.mul_(b1), "exp_avg_sq": on_square.mul_(b2)}
+        return on_grad, on_before, self._through_decay(on_grad, on_change)
+
+    def _through_decay(self, on_grad: Tensor, on_change: Tensor) -> Tensor | None:
+        return None if is_zero(self.weight_decay) else on_grad * self.weight_decay
+
     def step_(self, params: list[Tensor], grads: list[Tensor], slots: list[Slots], t: int) -> None:
         names = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
         moments = [[s[name] for s in slots if name in s] for name in names]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .adam import Adam
 from .base import Scalar, Slots
+from .parts import is_zero
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,9 +23,13 @@ class AdamW(Adam):
     decoupled_weight_decay: ClassVar[bool] = True
     diagonal: ClassVar[bool] = True
     step_ = Adam.step_
+    pull = Adam.pull
 
     def _decayed_grad(self, grad: Tensor, param: Tensor) -> Tensor:
         return grad
+
+    def _through_decay(self, on_grad: Tensor, on_change: Tensor) -> Tensor | None:
+        return None if is_zero(self.weight_decay) else on_change * (-self.lr * self.weight_decay)
 
     def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
         change, after = super().update(grad, slots, t, param)

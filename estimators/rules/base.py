@@ -40,6 +40,11 @@ class Rule(Protocol):
     - ``derivative(grad, slots, t, param) -> Tensor | Scalar``: d(change)/d(grad) of a ``diagonal`` rule, a number if it is one
       and the same for all coordinates. It is given what ``rewind`` is given: slots and leaf *after* the step. What the class
       itself does not define is taken from ``update`` by autograd.
+    - ``pull(grad, slots, t, param, on_change, on_slots) -> (on_grad, on_slots, on_param) | None``: the pullback of ``update`` of a
+      ``diagonal`` rule whose fields are numbers, for cotangents on the change and on the slots after it (missing ones are
+      zero), in closed form; ``on_param`` is what comes through the change alone, None for nothing. New tensors, or None for
+      "ask autograd". What the class
+      itself does not define is taken from ``update`` by autograd.
     - ``settles``: how many first updates after a reset have a derivative of little use, mostly sign noise (Adam) or
       vanishing (g / |g|), at default decay rates: the share of negative entries of -d(change)/dg under noisy gradients
       falls below 6 %.
