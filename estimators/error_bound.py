@@ -27,7 +27,7 @@ from .estimator import Hypergradient, Outer
 from .implicit import Implicit, last_objectives
 from .lanczos import Krylov, lanczos, random_start
 from .products import BoundLoss, CentralDifference, Linearized, gradients, linearize
-from .rules import is_wrapper, leaf_rules
+from .rules import declares, is_wrapper, leaf_rules
 from .solvers import Outcome
 from .stage import Record, Stage, check_reads
 from .tree import Tree
@@ -300,7 +300,7 @@ def spectrum(low: float, high: float) -> Tensor:
 
 def linear_rule(rule: Any) -> bool:
     """Whether a residual polynomial describes the rule: linear in its gradients, and nothing else moves the leaf."""
-    return getattr(rule, "linear", False) and not any(float(getattr(rule, k, 0)) for k in ("weight_decay", "dampening"))
+    return declares(rule, "linear") and not any(float(getattr(rule, k, 0)) for k in ("weight_decay", "dampening"))
 
 
 class _System:

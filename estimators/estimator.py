@@ -32,14 +32,14 @@ class MeanOf:
         parts: outer losses, at least one.
 
     Raises:
-        HypergradientError: there is none.
+        HypergradientError: there is none, or ``parts`` is no list.
     """
 
     parts: Sequence[Outer]
 
     def __post_init__(self) -> None:
-        if not self.parts:
-            raise HypergradientError("MeanOf([]): give at least one outer loss")
+        if not isinstance(self.parts, Sequence) or not self.parts:
+            raise HypergradientError(f"MeanOf({self.parts}): give a list of outer losses, at least one")
 
     def __call__(self, params: Tree, hparams: Tree) -> Tensor:
         return torch.stack([part(params, hparams) for part in self.parts]).mean()

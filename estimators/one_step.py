@@ -169,7 +169,7 @@ class SAMA:
         extra_update: alpha, the norm of the extra update that the pullback carries; None: none.
 
     Raises:
-        HypergradientError: ``batches`` is below 1, or ``extra_update`` not positive.
+        HypergradientError: ``batches`` is below 1, ``extra_update`` not positive, or ``waiting`` no floating dtype.
     """
 
     adapt: bool | Adaptation = True
@@ -181,6 +181,10 @@ class SAMA:
     def __post_init__(self) -> None:
         if self.batches < 1 or (self.extra_update is not None and not self.extra_update > 0):
             raise HypergradientError(f"{self}: batches must be at least 1, extra_update positive")
+        if self.waiting is not None and not self.waiting.is_floating_point:
+            raise HypergradientError(
+                f"SAMA(waiting={self.waiting}): gradients wait in a floating dtype, as torch.bfloat16"
+            )
 
     @property
     def tail(self) -> int:

@@ -42,6 +42,7 @@ from estimators import (
     registry,
     run,
 )
+from estimators.error_bound import linear_rule
 from estimators.lanczos import lanczos, random_start
 from estimators.tree import flatten, sub, unflatten
 
@@ -404,3 +405,12 @@ def test_doubt_is_no_smaller_than_the_share_of_failures() -> None:
     assert failures <= sum(s.doubt for s in spaces) / len(spaces)
     tops = [lanczos(lambda v: (160 - spectrum) * v, random_start(n, seed, spectrum), k).top for seed in range(300)]
     assert sum(t < 150.0 for t in tops) <= 0.02 * len(tops)
+
+
+def test_a_subclass_with_another_update_has_no_residual_polynomial() -> None:
+    class Sign(SGD):
+        def update(self, grad: Tensor, slots: Tree, t: int, param: Tensor) -> tuple[Tensor, Tree]:
+            return -self.lr * grad.sign(), {}
+
+    assert linear_rule(SGD(lr=0.1))
+    assert not linear_rule(Sign(lr=0.1))
