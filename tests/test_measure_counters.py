@@ -79,16 +79,17 @@ def test_plain_passes() -> None:
 @pytest.mark.parametrize(
     ("estimator", "forwards", "backwards"),
     [
-        # a product a step of the solver, and one for the mixed part; a product is one forward and two backward passes ...
-        (Implicit(CG(steps=3)), 3 + 1, 2 * (3 + 1)),
-        (Implicit(Neumann(steps=5, lr=0.1)), 5 + 1, 2 * (5 + 1)),
-        # ... and as a central difference two of each
-        (Implicit(CG(steps=3), product=CentralDifference(alpha=1e-3)), 2 * (3 + 1), 2 * (3 + 1)),
-        # half of a product a step, of which the run has taken the other half, and the rule's own derivative, a backward pass
-        # without a loss
-        (Unroll(), 0, 4 + 4),
-        # ... and where it has kept no graph but the last, both halves
-        (Unroll(checkpoint=1), 3, 3 + 4 + 4),
+        # the loss is linearised once, a forward and a backward pass; a product pulls back two parts of the gradient that share
+        # nothing, the fit's and the penalty's ...
+        (Implicit(CG(steps=3)), 1, 1 + 2 * 3),
+        # ... and the last term of the series, of which the mixed product alone is wanted, that of the penalty
+        (Implicit(Neumann(steps=5, lr=0.1)), 1, 1 + 2 * 5 + 1),
+        # as a central difference two of each a product
+        (Implicit(CG(steps=3), product=CentralDifference(alpha=1e-3)), 2 * 3, 2 * 3),
+        # the pull of a step, which the run has linearised, and the rule's own derivative, a backward pass without a loss
+        (Unroll(), 0, 2 * 4 + 4),
+        # ... and where it has kept no graph but the last, the step again
+        (Unroll(checkpoint=1), 3, 3 + 2 * 4 + 4),
         # one product
         (T1T2(), 1, 2),
     ],
@@ -111,7 +112,9 @@ def test_counts_of_a_meta_step_and_of_plain_training() -> None:
     expected = 4 * 2 * n * (layers + 2 * layers - 6 * 6)
     assert counts_of(plain) == Counts(forwards=4, backwards=4, flops=expected, collectives=0, collective_bytes=0)
     counts = counts_of(step)
-    assert (counts.forwards, counts.backwards) == (4 + 1 + 3, 4 + 1 + 2 * 3)
+    # one linearisation; two products pull back the network's part of the gradient and five of the penalty's, the mixed one
+    # these five alone
+    assert (counts.forwards, counts.backwards) == (4 + 1 + 1, 4 + 1 + 1 + 2 * (1 + 5) + 5)
     assert counts.flops > expected
 
 

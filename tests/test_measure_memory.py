@@ -125,10 +125,10 @@ def test_what_conjugate_gradients_hold() -> None:
     matvec = meter.loss(lambda v: {"w": v["w"] * diagonal})
     with meter.measuring():
         CG(steps=3)(matvec, {"w": X})
-    # While r is renewed: p, the old x and r, the new ones, and a H p; H p itself was made by the loss. Ten numbers: the unit,
-    # <b, b>, <r, r>, its goal, two curvatures, <p, H p>, <p, p>, a, -a; four truth values: indefinite, solved, negative,
-    # active.
-    assert meter.memory().split == split(graph=B, buffers=6 * B + 10 * 8 + 4)
+    # While <p, H p> is taken, from the second product on: x, r and p; H p was made by the loss. Nineteen numbers: the unit, ||b||,
+    # <b, b>, <r, r>, its goal, two curvatures, ||x||, <x, p>; of the step before a, beta, <p, H p>, <p, p> and three that ||x||
+    # takes; three on the way to the sum. Four truth values: indefinite, solved, negative, active.
+    assert meter.memory().split == split(graph=B, buffers=3 * B + 19 * 8 + 4)
 
 
 def quadratic(estimator: Any, steps: int, rule: AnyRule) -> int:

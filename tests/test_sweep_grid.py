@@ -66,7 +66,7 @@ def test_cells_are_the_product(tmp_path: Path) -> None:
     }
     assert all("steps=7" in c.built for c in todo if c.estimator == "composed")
     assert {c.built for c in todo if c.estimator == "cg"} == {
-        f"Implicit(solver=CG(steps={n}, rtol=1e-12, damping=0.5), product=reverse_over_reverse, batches=1, adapt=False)"
+        f"Implicit(solver=CG(steps={n}, rtol=1e-12, damping=0.5), product=reverse_over_reverse, batches=1, adapt=False, graph=None, sums=None)"
         for n in (5, 20)
     }
     assert (found.name, found.seconds, found.memory) == ("mine", 60.0, 2 * 2**30)

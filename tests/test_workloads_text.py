@@ -94,7 +94,7 @@ def test_attention_is_fused_where_it_can_be(name: str) -> None:
     # then the outer gradient, and two points of a difference that need not go back beyond the weights
     assert step("sama", "best") == (4 + 2 + 4, 4 + 2)
     assert step("cg", "best") == step("sama-exact", "best") == (4 + 2, 4 + 2)  # the run and the outer gradient
-    assert step("unroll", "best")[0] >= 4 + 2
+    assert step("unroll", "best") == (2, 2)  # its steps are differentiated again
     for estimator in ("sama", "cg", "unroll", "sama-exact"):
         assert step(estimator, "math") == (0, 0)
 
