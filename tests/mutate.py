@@ -112,6 +112,8 @@ MUTATIONS = [
              "detached inputs move with the perturbation"),
     Mutation("difference-randomness", "products.py", "        with torch.random.fork_rng(devices=devices):", "        if True:",
              "other random draws at the two points"),
+    Mutation("adam-pull-square", "rules/adam.py", "value=float(2 * (1 - b2))", "value=float(1 - b2)",
+             "factor 2 of the square's derivative in the closed pullback"),
     Mutation("unroll-sign", "unroll.py", "self.params.add(stage.reduce(hessian), factor, others)",
              "self.params.add(stage.reduce(hessian), -factor, others)",
              "sign of H c_g in the sweep"),
