@@ -251,8 +251,8 @@ def _run(copy: Path, first: str = "") -> tuple[bool, str]:
 
 
 def _copy(folder: Path) -> Path:
-    for part in ("estimators", "benchmarks", "analysis", "tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("estimators", "benchmarks", "analysis", "tests", "docs"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "images"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 
