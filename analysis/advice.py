@@ -70,6 +70,8 @@ def advise(frame: pd.DataFrame, limits: Mapping[str, Any] | None = None) -> Advi
         near = may[may["error"] <= max(may.loc[best, "error"], FLOOR) + limits["tolerance"]]
         fast = near[near["time"] <= 1.05 * near["time"].min()]  # times that cannot be told apart
         choice = str(fast.sort_values("peak").index[0])
+        if may.loc[choice, "error"] <= max(may.loc[best, "error"], FLOOR):  # alike: the cheapest of them is the best
+            best = choice
     elif len(missed := rows[(rows["excess"] > 1) & ~rows["control"]]):
         nearest = str(missed["excess"].idxmin())
     return Advice(
@@ -183,10 +185,11 @@ def _table(advice: Advice, head: str) -> Table:
             justify="left" if column in ("", "estimator", "outcome", "fits") else "right",
             overflow="fold",
             no_wrap=column in ("estimator", "error", "outcome"),
+            min_width=max(map(len, column.split()), default=None),
         )
     rows = advice.rows[advice.rows["status"].isin(["ok", "discarded"])]
     if bounded:
-        table.add_column("error bound", justify="right")
+        table.add_column("error bound", justify="right", overflow="fold")
     for label, row in rows.sort_values(["control", "error"], kind="stable").iterrows():
         mark = "→" if label == advice.choice else ""
         marks = mark + "T" * bool(row["front_time"]) + "M" * bool(row["front_memory"])
@@ -267,7 +270,8 @@ def _recommendation(advice: Advice) -> list[str]:
         choice, best = rows.loc[advice.choice], rows.loc[advice.best]
         lines = [f"Recommended: {advice.choice}, {_words(choice)}.", f"    {choice['code']}"]
         if advice.choice == advice.best:
-            lines.append("No other has a smaller error within the limits.")
+            alike = f" (below {FLOOR:.0e} all count as equal)".replace("e-0", "e-") if best["error"] < FLOOR else ""
+            lines.append(f"No other has a smaller error within the limits{alike}.")
         else:
             lines[0] = lines[0][:-1] + f": the cheapest within {advice.limits['tolerance']:g} of the smallest error."
             lines += [f"Smallest error within the limits: {advice.best}, {_words(best)}.", f"    {best['code']}"]

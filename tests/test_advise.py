@@ -61,6 +61,9 @@ def saddle():
         return 0.5 * (p["w"][0] ** 2 - 0.5 * p["w"][1] ** 2) - p["w"] @ h["b"]
     return Problem(name="saddle", stages=[Stage(loss, SGD(lr=0.3), lambda t: (), 4)], outer=made.outer, start=made.start, hparams=made.hparams)
 
+def sometimes(seed: int = 0):
+    return saddle() if seed == 1 else make()
+
 def stages():
     made = make()
     return Problem(name="two", stages=[*made.stages, *made.stages], outer=made.outer, start=made.start, hparams=made.hparams)
@@ -298,6 +301,13 @@ def test_the_cheapest_within_the_tolerance_of_the_best(tmp_path: Path) -> None:
     assert "full unroll in float64" in text
 
 
+def test_errors_below_the_floor_are_alike(tmp_path: Path) -> None:
+    rows = row("unroll", 1e-6, 4.0, 900.0), row("cg", 3e-6, 2.0, 400.0), row("neumann", 2e-6, 1.96, 450.0)
+    found = advice.advise(loaded(tmp_path, truth(), *rows), {"tolerance": 0.0})
+    assert (found.best, found.choice) == ("cg", "cg")
+    assert "No other has a smaller error within the limits (below 1e-4 all count as equal)." in said(found)
+
+
 @pytest.mark.parametrize(
     ("limits", "best", "choice"),
     [
@@ -442,6 +452,29 @@ def test_from_end_to_end(
     assert main(["show", str(out)]) == 0
 
 
+def test_a_further_point_without_a_reference_costs_no_candidate(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "advise",
+        f"{own}:sometimes",
+        "--estimators",
+        "cg",
+        "--reference",
+        "cg",
+        "--budget",
+        "5min",
+        "--points",
+        "2",
+    ]
+    assert main([*command, "--out", str(tmp_path / "out"), "--figures", "False"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Recommended: cg" in text
+    assert "no errors at point 2, no reference by cg: CG: indefinite" in text
+    frame = results.load(tmp_path / "out")
+    assert sorted(frame.loc[frame["name"] == "cg", "seed"]) == [0, 0]
+
+
 def test_what_cannot_fit_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "advise",
@@ -467,10 +500,10 @@ def test_what_cannot_fit_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("words", "says"),
     [
         (["log_rigde"], "no problem is called 'log_rigde'"),
-        (["log_ridge", "--memory", "much"], "'much' is no size of memory"),
+        (["log_ridge", "--memory", "much"], "--memory: 'much' is no size of memory"),
         (["log_ridge", "--time", "fast"], "--time: 'fast' is no time.*or 2x"),
         (["log_ridge", "--time", "1x"], "takes more than 1x"),
-        (["log_ridge", "--budget", "0s"], "'0s' is no time"),
+        (["log_ridge", "--budget", "0s"], "--budget: '0s' is no time: write a positive"),
         (["log_ridge", "--points", "0"], "--points and --threads must be at least 1"),
         (["log_ridge", "--estimators", "cgg"], "no estimator is called 'cgg'"),
         (["log_ridge", "stesp=3"], "takes no setting 'stesp'"),

@@ -155,10 +155,10 @@ class Session:
         later = LATER_SHARE * self.budget if kind and self.command.points > 1 else 0.0
         self._run(todo, share=0.3, keep=later, bounds=self._bounds(first))
         fine = [c for c in todo if finished(c, self.out) == "ok"]
-        missing = [c.label.partition(" on ")[0] for c in todo if finished(c, self.out) is None]
+        missing = [c for c in todo if finished(c, self.out) is None]
         if missing:
             self.notes.append(
-                f"not measured, --budget {self.command.budget} was spent: {', '.join(missing)}; the same command again goes on"
+                f"not measured, --budget {self.command.budget} was spent: {_names(missing)}; the same command again goes on"
             )
         if kind is None:
             return
@@ -170,7 +170,19 @@ class Session:
                 )
                 for c in fine
             ]
-            self._run([there, *others], share=REFERENCE_SHARE)
+            self._run([there], share=REFERENCE_SHARE)
+            if finished(there, self.out) != "ok":
+                self.notes.append(f"no errors at point {seed + 1}, no reference by {kind}: {self._reason(there)}")
+                continue
+            self._run(others, share=REFERENCE_SHARE)
+            late = [c for c in others if finished(c, self.out) is None or self._failure(c) == "timeout"]
+            forget_failed(
+                late, self.out, ("timeout",)
+            )  # for want of budget: no fault of a candidate that did the first point
+            if late:
+                self.notes.append(
+                    f"--budget {self.command.budget} was spent at point {seed + 1} before: {_names(late)}"
+                )
 
     def _bounds(self, reference: str | None) -> bool:
         """Whether errors are bounded, too: where there is no reference, and where that is cheap."""
@@ -197,10 +209,14 @@ class Session:
         return None, None
 
     def _reason(self, cell: Cell) -> str:
-        try:
-            return str(json.loads(cell.file(self.out).read_text())["reason"])
-        except OSError:
-            return "the budget was spent"
+        return "the budget was spent" if finished(cell, self.out) is None else str(self._row(cell)["reason"])
+
+    def _failure(self, cell: Cell) -> Any:
+        return self._row(cell)["failure"]
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        row: dict[str, Any] = json.loads(cell.file(self.out).read_text())
+        return row
 
     def _discarded(self, cell: Cell, needed: int | None) -> bool:
         """Whether what was predicted does not fit; its row then says so."""
@@ -270,6 +286,10 @@ class Session:
             settings={k: [v] for k, v in self.settings.items()}, plugins=c.plugins, seconds=self.budget,
             memory=self.limits["memory"], meta={"limits": [self.limits]},
         )  # fmt: skip
+
+
+def _names(cells: Sequence[Cell]) -> str:
+    return ", ".join(c.label.partition(" on ")[0] for c in cells)
 
 
 def _say(event: str, cell: Cell, details: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def seconds(text: str) -> float:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
     if found is None or found[2] not in UNITS or float(found[1]) <= 0:
-        raise ValueError(f"{text!r} is no time: write a number and one of {', '.join(UNITS)}")
+        raise ValueError(f"{text!r} is no time: write a positive number and one of {', '.join(UNITS)}")
     return float(found[1]) * UNITS[found[2]]
 
 
@@ -95,11 +95,21 @@ def limits_of(command: Advise) -> dict[str, Any]:
             raise ValueError(f"--time: {error}; or 2x, times the run alone") from error
     if ratio is not None and ratio <= 1:
         raise ValueError(f"--time {command.time}: a meta step contains the run, so it takes more than 1x")
-    memory = None if command.memory is None else size(command.memory, least=1)
+    try:
+        memory = None if command.memory is None else size(command.memory, least=1)
+    except ValueError as error:
+        raise ValueError(f"--memory: {error}") from error
     return {
         "memory": memory, "time_ratio": ratio, "time_seconds": absolute, "tolerance": command.tolerance,
         "error": command.error,
     }  # fmt: skip
+
+
+def _budget(command: Advise) -> float:
+    try:
+        return seconds(command.budget)
+    except ValueError as error:
+        raise ValueError(f"--budget: {error}") from error
 
 
 def advise(command: Advise, words: Sequence[str]) -> int:
@@ -111,7 +121,7 @@ def advise(command: Advise, words: Sequence[str]) -> int:
     from ..advise.session import Session
 
     try:
-        session = Session(command, words, limits=limits_of(command), budget=seconds(command.budget))
+        session = Session(command, words, limits=limits_of(command), budget=_budget(command))
     except (ValueError, ImportError) as error:
         print(f"hypergradbench: {error}", file=sys.stderr)
         return 2

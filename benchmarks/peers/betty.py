@@ -35,8 +35,9 @@ def _implicit(case: Case, **settings: Any) -> Work:
         def training_step(self, batch: object) -> Tensor:
             return weights(case.outer, hparams.tree())
 
-    lower = Lower("lower", configs.Config(**settings), module=weights, device="cpu")
-    upper = Upper("upper", configs.Config(), module=hparams, device="cpu")
+    device = str(weights.p0.device)
+    lower = Lower("lower", configs.Config(**settings), module=weights, device=device)
+    upper = Upper("upper", configs.Config(), module=hparams, device=device)
 
     def work() -> Tree:
         for x in hparams.leaves:
