@@ -176,13 +176,9 @@ class Session:
                 continue
             self._run(others, share=REFERENCE_SHARE)
             late = [c for c in others if finished(c, self.out) is None or self._failure(c) == "timeout"]
-            forget_failed(
-                late, self.out, ("timeout",)
-            )  # for want of budget: no fault of a candidate that did the first point
+            forget_failed(late, self.out)  # the budget's fault, not that of a candidate that did the first point
             if late:
-                self.notes.append(
-                    f"--budget {self.command.budget} was spent at point {seed + 1} before: {_names(late)}"
-                )
+                self.notes.append(f"no time was left at point {seed + 1} for: {_names(late)}")
 
     def _bounds(self, reference: str | None) -> bool:
         """Whether errors are bounded, too: where there is no reference, and where that is cheap."""
