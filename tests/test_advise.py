@@ -64,6 +64,12 @@ def saddle():
 def sometimes(seed: int = 0):
     return saddle() if seed == 1 else make()
 
+def scalar():
+    return Problem(
+        name="scalar", stages=[Stage(lambda p, h, t: (p["w"] - h["a"]).square().sum(), SGD(lr=0.3), lambda t: (), 4)],
+        outer=lambda p, h: p["w"].sum(), start={"w": torch.zeros(2)}, hparams={"a": torch.tensor(1.0)},
+    )
+
 def stages():
     made = make()
     return Problem(name="two", stages=[*made.stages, *made.stages], outer=made.outer, start=made.start, hparams=made.hparams)
@@ -473,6 +479,15 @@ def test_a_further_point_without_a_reference_costs_no_candidate(
     assert "no errors at point 2, no reference by cg: CG: indefinite" in text
     frame = results.load(tmp_path / "out")
     assert sorted(frame.loc[frame["name"] == "cg", "seed"]) == [0, 0]
+
+
+def test_the_direction_of_one_hyperparameter_is_said_to_be_a_sign(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["advise", f"{own}:scalar", "--estimators", "unroll", "--points", "1", "--figures", "False"]
+    for error, warns in (("direction", True), ("relative", False)):
+        assert main([*command, "--out", str(tmp_path / "out"), "--error", error]) == 0
+        assert ("no direction but its sign" in capsys.readouterr().out) == warns
 
 
 def test_what_cannot_fit_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,8 @@ class Session:
         self.survey: Survey = self._look()
         if self.survey.error is not None:
             raise ValueError(f"{command.problem}: {self.survey.error}")
+        if self.survey.hparams == 1 and command.error == "direction":
+            self.notes.append("one hyperparameter has no direction but its sign: --error relative counts the length")
 
     @property
     def left(self) -> float:
