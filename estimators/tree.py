@@ -101,12 +101,18 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The entries of tensors of one shape in pieces that fit a processor's cache, so that what is made of a piece is small.
 
-    Views of contiguous tensors, which may be written to; of others the entries are copied first.
+    Views of contiguous tensors, which may be written to; of others the entries are copied first. Without values (see
+    `has_values`) it gives the first two pieces and the last alone: all others take the same bytes again, and a leaf of 1e9
+    entries would take minutes to count.
     """
-    length = (
-        2**15 if tensors[0].device.type == "cpu" else 2**22
-    )  # elsewhere a kernel's start costs more than a little memory
-    return zip(*(torch.split(x.reshape(-1), length) for x in tensors), strict=True)
+    # Elsewhere than on a CPU a kernel's start costs more than a little memory.
+    length = 2**15 if tensors[0].device.type == "cpu" else 2**22
+    flat = [x.reshape(-1) for x in tensors]
+    n = len(flat[0])
+    if n > 3 * length and not has_values(tensors[0]):
+        starts = (0, length, (n - 1) // length * length)
+        return zip(*([x[i : i + length] for i in starts] for x in flat), strict=True)
+    return zip(*(torch.split(x, length) for x in flat), strict=True)
 
 
 def _extremes(a: Mapping[str, Tensor]) -> Tensor:
@@ -124,12 +130,15 @@ def norm(a: Mapping[str, Tensor]) -> Tensor:
     """Euclidean norm, a 0-d tensor; scaled inside, so that 1e-30 in float32 does not underflow to 0."""
     top = largest(a)
     unit = torch.where(top > 0, top, torch.ones_like(top))
-    squares = [_square(_wide(x) / unit) for leaf in a.values() for (x,) in pieces(leaf)]
-    return unit * torch.stack(squares).sum().sqrt()
+    return unit * torch.stack([_sum_of_squares(x, unit) for x in a.values()]).sum().sqrt()
 
 
-def _square(x: Tensor) -> Tensor:
-    return torch.dot(x, x)
+def _sum_of_squares(leaf: Tensor, unit: Tensor) -> Tensor:
+    total = torch.zeros_like(unit)
+    for (x,) in pieces(leaf):
+        x = _wide(x) / unit
+        total = total + torch.dot(x, x)
+    return total
 
 
 def plain_norm(a: Mapping[str, Tensor]) -> Tensor:

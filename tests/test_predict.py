@@ -77,6 +77,16 @@ def test_of_a_cell(name: str, dtype: str) -> None:
     assert found.counted
 
 
+@pytest.mark.parametrize("name", ["sama", "unroll", "cg"])
+def test_of_leaves_that_are_worked_on_in_pieces(name: str) -> None:
+    """360 000 entries are eleven pieces, of which three are counted (`tree.pieces`)."""
+    workload = WORKLOADS["mlp_decay"].make(unroll=2, width=600)
+    (estimator,) = per_stage(plan.with_fields(registry[name].estimator, FEWER.get(name, {})), 1)
+    real = measured(workload, estimator)
+    with without_values():
+        assert count(WORKLOADS["mlp_decay"].make(unroll=2, width=600), estimator).split == real.split
+
+
 @pytest.mark.parametrize("name", ["sama", "neumann", "t1t2", "unroll-truncated"])
 def test_a_row_says_what_was_predicted(name: str) -> None:
     """The very figures of the row that a sweep writes of the cell."""

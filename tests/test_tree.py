@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from estimators import HypergradientError, tree
 
@@ -78,6 +79,15 @@ def test_dot_norm_largest_size_nbytes():
 def test_norm_neither_underflows_nor_overflows(dtype, scale):
     a = {"x": torch.tensor([3.0, 0.0], dtype=dtype) * scale, "y": torch.tensor(4.0, dtype=dtype) * scale}
     assert float(tree.norm(a)) == pytest.approx(5 * scale, rel=1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_pieces_hold_every_entry_and_without_values_three_of_them_stand_for_all():
+    x = torch.arange(4 * 2**15 + 5.0)
+    assert torch.equal(torch.cat([p for (p,) in tree.pieces(x)]), x)
+    assert [len(p) for (p,) in tree.pieces(x)] == [2**15] * 4 + [5]
+    with FakeTensorMode():
+        for n, lengths in ((4 * 2**15 + 5, [2**15, 2**15, 5]), (4 * 2**15, [2**15] * 3), (3 * 2**15, [2**15] * 3)):
+            assert [len(p) for (p,) in tree.pieces(torch.empty(n))] == lengths
 
 
 def test_norm_of_zero_is_zero_and_of_nan_is_nan():
