@@ -6,9 +6,10 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Union
 
 import tyro
 from tyro.conf import subcommand
@@ -23,18 +24,19 @@ from .commands.show import Show, show
 from .commands.study import Study, study
 from .commands.sweep import Sweep, sweep
 
-Command = (
-    Annotated[Run, subcommand("run")]
-    | Annotated[Sweep, subcommand("sweep")]
-    | Annotated[Show, subcommand("show")]
-    | Annotated[Advise, subcommand("advise")]
-    | Annotated[Study, subcommand("study")]
-    | Annotated[Claims, subcommand("claims")]
-    | Annotated[Peers, subcommand("peers")]
-    | Annotated[List, subcommand("list")]
-    | Annotated[Table, subcommand("table")]
-    | Annotated[Figures, subcommand("figures")]
-)
+COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
+    "run": (Run, run),
+    "sweep": (Sweep, sweep),
+    "show": (Show, show),
+    "advise": (Advise, advise),
+    "study": (Study, study),
+    "claims": (Claims, claims),
+    "peers": (Peers, peers),
+    "list": (List, show_list),
+    "table": (Table, again),
+    "figures": (Figures, again),
+}
+"""name -> the dataclass of its options, and what is called with it. Some also take ``words``, those of the command line."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 """Troubles of a disk: no fault of the program's, whose traceback would tell nothing."""
@@ -47,31 +49,17 @@ def main(args: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 if a cell or a claim failed or there is nothing to show; 2 for a wrong command line; 130 interrupted.
     """
     args = sys.argv[1:] if args is None else list(args)
-    command = tyro.cli(
-        Command,
+    each: Any = tuple(Annotated[options, subcommand(name)] for name, (options, _) in COMMANDS.items())
+    command: Any = tyro.cli(
+        Union[each],  # noqa: UP007
         prog="hypergradbench",
         description="A harness for hypergradient estimators.",
         args=args or ["--help"],
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
+    (act,) = [function for options, function in COMMANDS.values() if type(command) is options]
     try:
-        if isinstance(command, Run):
-            return run(command)
-        if isinstance(command, Sweep):
-            return sweep(command, args)
-        if isinstance(command, Show):
-            return show(command)
-        if isinstance(command, Advise):
-            return advise(command, args)
-        if isinstance(command, Study):
-            return study(command)
-        if isinstance(command, Claims):
-            return claims(command)
-        if isinstance(command, Peers):
-            return peers(command)
-        if isinstance(command, List):
-            return show_list(command)
-        return again(command)
+        return act(command, words=args) if "words" in inspect.signature(act).parameters else act(command)
     except KeyboardInterrupt:
         print("hypergradbench: interrupted; what is finished is kept, run again to go on", file=sys.stderr)
         return 130
