@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import zlib
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 
@@ -21,11 +23,12 @@ LOOKS: dict[str, Look] = {
     "unroll-checkpointed": Look("#004D80", "s", (0, (4, 1))),
     "forward": Look("#33BBEE", ">", (0, (1, 1))),
     "unroll-truncated": Look("#56B4E9", "v", "--"),
+    "unroll-budget": Look("#3A6EA5", "H", (0, (6, 1))),
     "dense": Look("#000000", "D", "-"),
     "cg": Look("#D55E00", "X", "-"),
     "neumann": Look("#E69F00", "P", "--"),
     "adapted-neumann": Look("#F0C060", (8, 1, 0), "--"),
-    "adapted-cg": Look("#FF8C42", (5, 0, 0), (0, (3, 1))),
+    "adapted-cg": Look("#FF8C42", (5, 0, 36), (0, (3, 1))),
     "fixed-point": Look("#B8860B", "h", (0, (5, 1, 1, 1))),
     "nystrom": Look("#7A3B00", "*", "-."),
     "t1t2": Look("#009E73", "^", "-"),
@@ -54,13 +57,16 @@ ARMS = [
 """For the arms of a study, in the order in which it names them."""
 
 SPARE = [
-    Look("#332288", "H", "-"),
+    Look("#332288", (3, 1, 90), "-"),
     Look("#117733", (4, 1, 0), "-"),
     Look("#882255", (3, 1, 0), "-"),
     Look("#999933", (6, 1, 0), "-"),
     Look("#661100", (4, 1, 45), "-"),
 ]
-"""For estimators that this list does not know, in alphabetical order."""
+"""For estimators that this list does not know."""
+
+LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
+"""For one estimator with several values of a field: these share colour and marker, a label says which is which."""
 
 
 OURS = "hypergradbench"
@@ -76,18 +82,53 @@ LIBRARIES: dict[str, Look] = {
 """Other libraries beside this one, which comes last and so is drawn above them."""
 
 
+def registered(name: str) -> str:
+    """What the estimator of a label such as "cg(solver.steps=5)" is registered as."""
+    return name.partition("(")[0]
+
+
 def order(names: Iterable[str]) -> list[str]:
-    """Known estimators by family, then the others."""
-    found = set(names)
-    return [n for n in LOOKS if n in found] + sorted(found - LOOKS.keys())
+    """Known estimators by family, then the others; those of one name by the numbers in their fields."""
+    rank = {name: i for i, name in enumerate(LOOKS)}
+    return sorted(set(names), key=lambda n: (rank.get(registered(n), len(rank)), registered(n), _natural(n)))
+
+
+def _natural(text: str) -> list[tuple[int, float, str]]:
+    """A key by which 5 comes before 20."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
+    return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)]
 
 
 def look(name: str, names: Iterable[str] = ()) -> Look:
-    """How ``name`` looks among ``names``."""
-    if name in LOOKS:
-        return LOOKS[name]
-    others = sorted({n for n in [*names, name] if n not in LOOKS})
-    return SPARE[others.index(name) % len(SPARE)]
+    """How ``name`` looks: colour and marker by what it is registered as, whoever is drawn beside it.
+
+    Args:
+        name: of an estimator, with its fields if it has any.
+        names: of all that are drawn; if several are registered alike their lines differ. Estimators that are not known
+            here keep their look too, unless two in one figure would share it.
+    """
+    base, drawn = registered(name), {*names, name}
+    style = LOOKS[base] if base in LOOKS else spare(base, {registered(n) for n in drawn} - LOOKS.keys())
+    if name == base:
+        return style
+    alike = order(n for n in drawn if n != base and registered(n) == base)
+    if base not in drawn and len(alike) == 1:
+        return style
+    lines = [line for line in LINES if line != style.line] if base in drawn else LINES
+    return style._replace(line=lines[alike.index(name) % len(lines)])
+
+
+def spare(name: str, names: Collection[str]) -> Look:
+    """The look of something unknown: by its name, or the next free one if another of ``names`` has that."""
+    taken: dict[int, str] = {}
+    for one in sorted({*names, name}):
+        start = zlib.crc32(one.encode()) % len(SPARE)
+        free = [i % len(SPARE) for i in range(start, start + len(SPARE)) if i % len(SPARE) not in taken]
+        place = free[0] if free else start
+        if one == name:
+            return SPARE[place]
+        taken[place] = one
+    raise AssertionError("unreachable: name is among them")
 
 
 RC: dict[Any, Any] = {

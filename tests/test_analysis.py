@@ -205,7 +205,7 @@ def test_figures_are_drawn_twice_alike(folder: Path, tmp_path: Path) -> None:
 
 def test_every_point_is_drawn_and_stays_under_its_bound(folder: Path) -> None:
     frame = load(folder)
-    figure = figures.FIGURES["error_condition"](frame)
+    figure = figures.FIGURES["error_condition"].draw(frame)
     assert figure is not None
     points = [np.shape(c.get_offsets())[0] for axes in figure.axes for c in axes.collections]
     assert sum(points) == 4 * 3 * 3
@@ -252,15 +252,15 @@ def test_a_zero_and_a_nan_do_not_crash_the_figures(folder: Path, tmp_path: Path,
         cells.write(cell.file(folder), path(cell, curve, distance))
     frame = load(folder)
     figures.draw_all(frame, tmp_path / "figures")
-    text = texts(figures.FIGURES["figure5"](frame))
+    text = texts(figures.FIGURES["figure5"].draw(frame))
     assert "far from converged, a shorter distance here is not a better gradient" in text
     assert "lost (distance: not finite at 3 of 4 steps)" in " ".join(text.split())
     assert alone or "lost, none, zero (cosine: undefined or not finite)" in " ".join(text.split())
-    text = texts(figures.FIGURES["error_condition"](frame))
+    text = texts(figures.FIGURES["error_condition"].draw(frame))
     assert "lost (not finite)" in text and "zero (" not in text  # its error is 1
     if not alone:
         assert "dense (failed: RuntimeError: [no] luck)" in " ".join(text.split())
-        text = texts(figures.FIGURES["error_cost"](load(folder)))
+        text = texts(figures.FIGURES["error_cost"].draw(load(folder)))
         assert "not shown: " in text
 
 
@@ -273,22 +273,22 @@ def test_curves_are_one_only_if_cosine_and_distance_agree(tmp_path: Path) -> Non
     ):
         cell = Cell(estimator=name, problem="biased_regression", kind="path", meta={"steps": 3, "lr": 0.1})
         cells.write(cell.file(tmp_path), path(cell, [cosine] * 3, [distance] * 4))
-    panels = drawn(figures.FIGURES["figure5"](load(tmp_path)))
+    panels = drawn(figures.FIGURES["figure5"].draw(load(tmp_path)))
     assert panels == {title: {"unroll", "neumann", "sama"} for title in ("direction", "distance to the optimum")}
 
 
 @pytest.mark.parametrize("name", ["error_condition", "error_cost"])
 def test_dtypes_are_not_pooled(folder: Path, name: str) -> None:
-    before = drawn(figures.FIGURES[name](load(folder)))
+    before = drawn(figures.FIGURES[name].draw(load(folder)))
     for estimator in LOOKS:
         cell = Cell(estimator=estimator, problem="biased_regression", settings={"cond": 10.0}, dtype="float32")
         cells.write(cell.file(folder), result(cell))
-    figure = figures.FIGURES[name](load(folder))
+    figure = figures.FIGURES[name].draw(load(folder))
     assert drawn(figure) == before
     assert "float32" in texts(figure).split("not shown: ")[1]
     only = load(folder)
     only = only[only["dtype"] == "float32"]
-    other = figures.FIGURES["error_cost"](only)
+    other = figures.FIGURES["error_cost"].draw(only)
     assert "float32" in texts(other) and "not shown" not in texts(other)
 
 
@@ -304,7 +304,7 @@ def test_a_plugin_lands_in_its_panel(folder: Path) -> None:
             cell = Cell(estimator=name, problem="biased_regression", settings={"cond": cond})
             row = result(cell, claim=claim | {"target": target, "scale": scale})
             cells.write(cell.file(folder), row)
-    panels = drawn(figures.FIGURES["error_condition"](load(folder)))
+    panels = drawn(figures.FIGURES["error_condition"].draw(load(folder)))
     assert panels["differentiating the run"] >= {"mine", "unroll-truncated"}
     assert panels["implicit differentiation"] == {"yours"}
     assert panels["a direction only"] == {"theirs"}
@@ -318,7 +318,7 @@ def test_every_problem_has_a_panel_and_its_truth(tmp_path: Path) -> None:
             cells.write(cell.file(tmp_path), result(cell, truth=truth))
     cell = Cell(estimator="cg", problem="lonely")
     cells.write(cell.file(tmp_path), result(cell))
-    figure = figures.FIGURES["error_cost"](load(tmp_path))
+    figure = figures.FIGURES["error_cost"].draw(load(tmp_path))
     text = texts(figure)
     assert [f"problem{i}" in text for i in range(5)] == [True] * 5
     assert text.count("(truth: the float64 unroll itself)") == 1

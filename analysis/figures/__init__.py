@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
@@ -34,17 +36,35 @@ from . import (
     throughput_memory,
 )
 
-FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
-    "figure5": figure5.draw,
-    "error_condition": error_condition.draw,
-    "error_cost": error_cost.draw,
-    "throughput_memory": throughput_memory.draw,
-    "memory_size": memory_size.draw,
-    "memory_split": memory_split.draw,
-    "peers": peers.draw,
-    "pareto": pareto.draw,
+
+class Drawing(NamedTuple):
+    """A registered figure.
+
+    Attributes:
+        about: its caption, one sentence.
+        draw: loaded results -> the figure; None if they do not hold what it shows.
+        data: loaded results -> what the figure shows, a tidy frame, empty if there is nothing. A row is a measured point;
+            ``id``, where there is that column, names the result file that it is from.
+    """
+
+    about: str
+    draw: Callable[[pd.DataFrame], Figure | None]
+    data: Callable[[pd.DataFrame], pd.DataFrame]
+
+
+FIGURES: dict[str, Drawing] = {
+    name: Drawing(module.ABOUT, module.draw, module.data)
+    for name, module in {
+        "figure5": figure5,
+        "error_condition": error_condition,
+        "error_cost": error_cost,
+        "throughput_memory": throughput_memory,
+        "memory_size": memory_size,
+        "memory_split": memory_split,
+        "peers": peers,
+        "pareto": pareto,
+    }.items()
 }
-"""name -> function of the loaded results; None if they do not hold what the figure shows."""
 
 STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
     "ablation": study_ablation.draw,
@@ -63,8 +83,34 @@ STUDY_FIGURES: dict[str, Callable[[pd.DataFrame], Figure | None]] = {
 }
 """name of a study -> function of its rows; None if they do not hold what the figure shows."""
 
-METADATA: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 """What each format would otherwise write into the file: with it the same results would not give the same bytes."""
+
+
+def draw(name: str, frame: pd.DataFrame) -> Figure | None:
+    """A registered figure, in our style; None if the results do not hold what it shows."""
+    with mpl.rc_context(RC):
+        return FIGURES[name].draw(frame)
+
+
+def data(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """What a registered figure shows, as a tidy frame; empty if there is nothing to show."""
+    return FIGURES[name].data(frame).reset_index(drop=True)
+
+
+def image(name: str, frame: pd.DataFrame, kind: str = "svg") -> bytes | None:
+    """A registered figure as the bytes of a file, the same for the same results.
+
+    Args:
+        kind: "svg", "png" or "pdf".
+    """
+    with mpl.rc_context(RC):
+        figure = FIGURES[name].draw(frame)
+        return None if figure is None else _encoded(figure, kind)
 
 
 def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -73,7 +119,7 @@ def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
     Returns:
         The files written; the same results give the same bytes.
     """
-    return [path for name, draw in FIGURES.items() for path in _save(draw, frame, folder / name)]
+    return [path for name, one in FIGURES.items() for path in _save(one.draw, frame, folder / name)]
 
 
 def draw_study(name: str, rows: pd.DataFrame, folder: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
@@ -99,5 +145,11 @@ def _save(
         stem.parent.mkdir(parents=True, exist_ok=True)
         paths = [stem.with_name(f"{stem.name}.{kind}") for kind in formats]
         for path, kind in zip(paths, formats, strict=True):
-            figure.savefig(path, metadata=METADATA[kind])
+            path.write_bytes(_encoded(figure, kind))
     return paths
+
+
+def _encoded(figure: Figure, kind: str) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format=kind, metadata=METADATA[kind])
+    return buffer.getvalue()

@@ -18,13 +18,41 @@ RUN = ("unroll", "unroll-checkpointed", "forward", "unroll-truncated")
 """These differentiate the run; so does any other whose claim names the run as its target."""
 
 
+ABOUT = "Relative error, or angle, to the true hypergradient against the condition number of the inner problem, and theory's bounds."
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell: error and angle (degrees) with their bounds, and the panel it is in."""
+    rows = _cells(frame)[0]
+    rows = rows[rows["status"] == "ok"]
+    if rows["cond"].nunique() < 2:
+        rows = rows[:0]
+    family = {n: _family(n, rows[rows["estimator"] == n]) for n in set(rows["estimator"])}
+    rows = rows.assign(panel=rows["estimator"].map(family))
+    return rows[
+        [
+            "id",
+            "estimator",
+            "panel",
+            "problem",
+            "cond",
+            "seed",
+            "dtype",
+            "relative_error",
+            "bound_error",
+            "angle",
+            "bound_angle",
+        ]
+    ]
+
+
 def draw(frame: pd.DataFrame) -> Figure | None:
     """Three panels: estimators that differentiate the run, implicit ones, and those of which only a direction is asked.
 
     Every seed is a point (moved sideways a little, so that none hides another), a line joins the medians, and the
     dashed line is the largest of the seeds' bounds, which `benchmarks.theory` derives.
     """
-    cells, dtype, others = one_dtype(frame[(frame["kind"] == "point") & (frame["problem"] == "biased_regression")])
+    cells, dtype, others = _cells(frame)
     rows = cells[cells["status"] == "ok"]
     if rows["cond"].nunique() < 2:
         return None
@@ -73,6 +101,10 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         figure.suptitle(f"biased_regression{dtype}", fontsize=8)
     legend_below(figure, handles, 5, not_shown([*lost, *others]))
     return figure
+
+
+def _cells(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
+    return one_dtype(frame[(frame["kind"] == "point") & (frame["problem"] == "biased_regression")])
 
 
 def _family(name: str, rows: pd.DataFrame) -> str:

@@ -18,6 +18,22 @@ FEWEST = 4
 """A panel with fewer estimators says nothing about a trade."""
 
 
+ABOUT = "Error of the direction against the time that the hypergradient takes, a panel a problem, and what nothing beats in both."
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell: error of the direction (before any floor), and time in training gradients."""
+    cells = one_dtype(frame[frame["kind"] == "point"])[0]
+    rows = _known(cells)
+    rows = rows[rows["case"].isin(_cases(rows))]
+    return rows[["id", "estimator", "problem", "case", "seed", "dtype", "direction_error", "time_ratio"]]
+
+
+def _known(cells: pd.DataFrame) -> pd.DataFrame:
+    rows = cells[cells["status"] == "ok"].dropna(subset=["angle", "time_ratio"])
+    return rows.assign(direction_error=2 * np.sin(np.radians(rows["angle"]) / 2))
+
+
 def draw(frame: pd.DataFrame) -> Figure | None:
     """A panel a problem (for a swept one, one instance); a small point a seed, a large one at the medians.
 
@@ -25,8 +41,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     estimators that carry a learning rate, and tells the right way (0) from across (1.41) and the wrong way (2).
     """
     cells, dtype, others = one_dtype(frame[frame["kind"] == "point"])
-    rows = cells[cells["status"] == "ok"].dropna(subset=["angle", "time_ratio"])
-    rows = rows.assign(direction_error=2 * np.sin(np.radians(rows["angle"]) / 2))
+    rows = _known(cells)
     cases = _cases(rows)
     if not cases:
         return None

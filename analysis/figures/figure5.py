@@ -10,21 +10,35 @@ from matplotlib.ticker import MaxNLocator
 from ..style import WIDTH, look, order
 from .common import better, coinciding, handle, legend_below, missing, not_shown, one_dtype
 
+VALUES = ("cosine", "distance")
 SAME_COSINE = 0.002
 SAME_DISTANCE = 0.005
 """Of the largest distance. Curves that differ by less than both are drawn as one."""
 
 
+ABOUT = "Each estimator followed by a meta optimizer: cosine to the true hypergradient, and distance to the optimum, by meta step."
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row an estimator and meta step: cosine of the estimate there, distance before the step is taken."""
+    rows = _one_path(frame)[0]
+    columns = ["id", "estimator", "case", "seed", "dtype"]
+    series = []
+    for _, row in rows[rows["status"] == "ok"].iterrows():
+        found = {value: pd.Series(_series(row[f"path_{value}"])) for value in VALUES}
+        steps = range(max(len(y) for y in found.values()))
+        series.append(pd.DataFrame({**row[columns], "meta_step": steps, **found}))
+    columns += ["meta_step", *VALUES]
+    return pd.concat(series, ignore_index=True)[columns] if series else pd.DataFrame(columns=columns)
+
+
 def draw(frame: pd.DataFrame) -> Figure | None:
     """Left: cosine to the true hypergradient at each estimator's own lambda. Right: distance to the best lambda."""
-    cells, dtype, others = one_dtype(frame[frame["kind"] == "path"])
+    cells, dtype, others = _one_path(frame)
     rows = cells[cells["status"] == "ok"]
     if rows.empty:
         return None
     first = rows.iloc[0]
-    others += [f"{case} (another path)" for case in dict.fromkeys(rows["case"]) if case != first["case"]]
-    cells = cells[(cells["case"] == first["case"]) & (cells["seed"] == first["seed"])]
-    rows = cells[cells["status"] == "ok"]
     names = list(rows["estimator"])
     cosines = {n: _series(y) for n, y in zip(names, rows["path_cosine"], strict=True)}
     distances = {n: _series(y) for n, y in zip(names, rows["path_distance"], strict=True)}
@@ -73,6 +87,17 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     notes = [_length(first, distances), *not_shown([*lost, *others])]
     legend_below(figure, [handle(g[0], names, _wrapped(g)) for g in groups], 2, notes)
     return figure
+
+
+def _one_path(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
+    """The cells of one path, what a title adds about their dtype, and what is left out."""
+    cells, dtype, others = one_dtype(frame[frame["kind"] == "path"])
+    rows = cells[cells["status"] == "ok"]
+    if rows.empty:
+        return rows, dtype, others
+    first = rows.iloc[0]
+    others += [f"{case} (another path)" for case in dict.fromkeys(rows["case"]) if case != first["case"]]
+    return cells[(cells["case"] == first["case"]) & (cells["seed"] == first["seed"])], dtype, others
 
 
 def _series(values: object) -> np.ndarray:

@@ -11,6 +11,30 @@ from .common import area, better, handle, legend_below, not_shown
 from .meta import chosen, lost, one_setting
 
 GIB = 2**30
+ABOUT = "Peak memory of a meta step against the number of parameters, in bytes and relative to plain training."
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell: parameters, and peak bytes of the meta step and of plain training."""
+    rows = one_setting(chosen(frame, sizes=True)[0])[0]
+    rows = rows[rows["status"] == "ok"]
+    rows = rows if rows["params"].nunique() > 1 else rows[:0]
+    return rows[
+        [
+            "id",
+            "estimator",
+            "case",
+            "dtype",
+            "device",
+            "unroll",
+            "workers",
+            "seed",
+            "params",
+            "meta_peak",
+            "plain_peak",
+            "memory_ratio",
+        ]
+    ]
 
 
 def draw(frame: pd.DataFrame) -> Figure | None:

@@ -22,6 +22,27 @@ PARTS = {
 """part -> colour, hatch (for grey prints), words."""
 
 
+ABOUT = "What the peak memory of a meta step is made of, in units of the peak of plain training."
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell and part: bytes at the peak of the meta step, and at that of plain training."""
+    rows = chosen(frame)[0]
+    rows = rows[(rows["status"] == "ok") & rows["memory_split"].notna()]
+    columns = ["id", "estimator", "case", "dtype", "device", "unroll", "workers", "seed"]
+    parts = [
+        {
+            **row[columns],
+            "part": part,
+            "bytes": row["memory_split"].get(part, 0),
+            "plain_bytes": (row["plain_split"] or {}).get(part, 0),
+        }
+        for _, row in rows.iterrows()
+        for part in PARTS
+    ]
+    return pd.DataFrame(parts, columns=[*columns, "part", "bytes", "plain_bytes"])
+
+
 def draw(frame: pd.DataFrame) -> Figure | None:
     """A bar an estimator, in units of the peak of plain training, whose own split is the first bar."""
     rows, title, others = chosen(frame)

@@ -14,18 +14,52 @@ from .common import area, floored, handle, legend_below, not_shown
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
-def draw(frame: pd.DataFrame) -> Figure | None:
-    """Left: error against the time of a meta step; right: against its peak memory. A point a candidate; of several problems the one
-    with most."""
+ABOUT = "What `hypergradbench advise` found: error against time and against memory of a meta step, and what nothing beats in both."
+COSTS = ["error", "time", "peak"]
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a candidate: error (median, smallest, largest over points), time in runs, peak bytes, whether it is on a front."""
+    columns = [
+        "estimator",
+        "name",
+        "case",
+        "dtype",
+        *COSTS,
+        "error_low",
+        "error_high",
+        "seconds",
+        "front_time",
+        "front_memory",
+        "recommended",
+    ]
+    judged = _judged(frame)
+    if judged is None:
+        return pd.DataFrame(columns=columns)
+    found, rows, case, dtype, _ = judged
+    rows = rows.assign(case=case, dtype=dtype, recommended=rows.index == found.choice)
+    return rows.rename_axis("estimator").reset_index()[columns]
+
+
+def _judged(frame: pd.DataFrame) -> tuple[Advice, pd.DataFrame, str, str, pd.Series] | None:
+    """(all that is said, the candidates that can be drawn, case, dtype, how many rows each place has)."""
     mine = frame[frame["kind"] == "advice"]
     if mine.empty:
         return None
     places = mine.groupby(["case", "dtype"]).size()
     case, dtype = places.idxmax()
     found = advise(mine[mine["case"].eq(case) & mine["dtype"].eq(dtype)], frame.attrs.get("limits"))
-    rows = found.rows[found.rows["status"].eq("ok")].dropna(subset=["error", "time", "peak"])
-    if rows.empty:
+    rows = found.rows[found.rows["status"].eq("ok")].dropna(subset=COSTS)
+    return None if rows.empty else (found, rows, case, dtype, places)
+
+
+def draw(frame: pd.DataFrame) -> Figure | None:
+    """Left: error against the time of a meta step; right: against its peak memory. A point a candidate; of several problems the one
+    with most."""
+    judged = _judged(frame)
+    if judged is None:
         return None
+    found, rows, case, dtype, places = judged
     unit, scale = next((u for u in UNITS if rows["peak"].median() >= u[1]), UNITS[-1])
     rows = rows.assign(size=rows["peak"] / scale)
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")

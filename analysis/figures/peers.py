@@ -10,23 +10,44 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..peer_tables import tasks
-from ..style import LIBRARIES, OURS, SPARE, WIDTH, Look
+from ..style import LIBRARIES, OURS, WIDTH, Look, spare
 from .common import area, legend_below, not_shown
 
 MIB = 2**20
 COLUMNS = 4
 
 
+ABOUT = "Time against peak memory of the same hypergradient by this library and by others, a panel a method."
+PLACE = ["case", "dtype", "device_asked", "seed"]
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a contestant: seconds, peak bytes, and whether its answer is off."""
+    mine = _one_place(frame)
+    groups = [g[g["status"] == "ok"] for g in tasks(mine)]
+    columns = [
+        "id",
+        "library",
+        "version",
+        "variant",
+        "method",
+        "products_or_steps",
+        *PLACE,
+        "seconds",
+        "peak_bytes",
+        "relative_error",
+        "wrong",
+    ]
+    return pd.concat(groups, ignore_index=True)[columns] if groups else pd.DataFrame(columns=columns)
+
+
 def draw(frame: pd.DataFrame) -> Figure | None:
     """A panel a method of the problem, precision and device that most contestants have; numbered where a library has several
     ways."""
-    rows = frame[frame["kind"] == "peers"]
-    if not (rows["status"] == "ok").any():
+    mine = _one_place(frame)
+    if mine.empty:
         return None
-    place = ["case", "dtype", "device_asked", "seed"]
-    counts = rows[rows["status"] == "ok"].groupby(place).size()
-    best = counts.idxmax()
-    mine = rows[(rows[place] == list(best)).all(axis=1)]
+    best = mine.iloc[0][PLACE]
     groups = [g for g in tasks(mine) if (g["status"] == "ok").any()]
     columns = min(COLUMNS, len(groups))
     lines = math.ceil(len(groups) / columns)
@@ -41,7 +62,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         _panel(axes, group, names)
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
-    figure.suptitle(f"{best[0]}, {best[1]}, {best[2]}", fontsize=8)
+    figure.suptitle(", ".join(best[["case", "dtype", "device_asked"]]), fontsize=8)
     handles = [
         Line2D(
             [],
@@ -69,10 +90,19 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def _one_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the problem, precision, device and seed for which most succeeded; none if nothing did."""
+    rows = frame[frame["kind"] == "peers"]
+    fine = rows[rows["status"] == "ok"]
+    if fine.empty:
+        return fine
+    return rows[(rows[PLACE] == list(fine.groupby(PLACE).size().idxmax())).all(axis=1)]
+
+
 def _look(name: str, names: list[str]) -> Look:
     if name in LIBRARIES:
         return LIBRARIES[name]
-    return SPARE[[n for n in names if n not in LIBRARIES].index(name) % len(SPARE)]
+    return spare(name, set(names) - LIBRARIES.keys())
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:

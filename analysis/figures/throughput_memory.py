@@ -12,6 +12,16 @@ from .common import area, handle, legend_below, not_shown
 from .meta import at_one_unroll, chosen, lost
 
 MIB = 2**20
+ABOUT = "Samples per second against peak memory of meta steps, relative to plain training of the same model and in absolute numbers."
+
+
+def data(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a cell: samples per second and bytes, of the meta step and of plain training."""
+    rows = chosen(frame)[0]
+    return rows.loc[rows["status"] == "ok", [
+        "id", "estimator", "case", "dtype", "device", "unroll", "workers", "seed", "throughput", "plain_throughput", "throughput_ratio",
+        "throughput_ratio_low", "throughput_ratio_high", "meta_peak", "plain_peak", "memory_ratio",
+    ]]  # fmt: skip
 
 
 def draw(frame: pd.DataFrame) -> Figure | None:
