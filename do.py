@@ -6,6 +6,7 @@
     python3 do.py test     the tests            (--speed also times the primitives)
     python3 do.py bench    the asv suites, each once, for the current commit
     python3 do.py check    ruff and mypy
+    python3 do.py docs     the site, from docs/ into build/docs
 
 Further arguments are passed on: `python3 do.py test -k cg`. Needs Python 3.11 or newer, with its venv module.
 """
@@ -25,7 +26,7 @@ STAMP = os.path.join(VENV, "hypergradbench.stamp")
 LOG = os.path.join(VENV, "install.log")
 
 LEVELS = ["", "test", "dev"]  # each extra holds the one before it
-COMMANDS = {"demo": "", "studies": "", "test": "test", "bench": "dev", "check": "dev"}
+COMMANDS = {"demo": "", "studies": "", "test": "test", "bench": "dev", "check": "dev", "docs": "test"}
 
 
 class Stop(Exception):
@@ -142,6 +143,13 @@ def execute(command, arguments):
             raise Stop("asv stores results by commit: this needs git, and a clone rather than an archive") from None
         quiet([PYTHON, "-m", "asv", "machine", "--yes"])  # or the first run asks questions
         return call("-m", "asv", "run", "--python=same", "--quick", "--set-commit-hash", commit, *arguments)
+    if command == "docs":
+        site = os.path.join("build", "docs")
+        sphinx = ["-m", "sphinx", "--builder", "html", "--fail-on-warning", "--keep-going", "--quiet"]
+        status = call(*sphinx, "--doctree-dir", os.path.join("build", "doctrees"), *arguments, "docs", site)
+        if status == 0:
+            print("do.py: open {}".format(os.path.join(ROOT, site, "index.html")), file=sys.stderr)
+        return status
     steps = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
     return max([call("-m", *step, *arguments) for step in steps])  # all of them, so that one run shows everything
 

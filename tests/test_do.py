@@ -182,6 +182,16 @@ def test_check_runs_every_tool_and_fails_if_one_does(do, monkeypatch) -> None:
     assert calls.ran("mypy") and calls.ran("ruff format --check")
 
 
+def test_docs_are_built_with_warnings_as_errors_and_it_says_where(do, monkeypatch, capsys) -> None:
+    calls = record(monkeypatch, do)
+    assert do.main(["docs", "-E"]) == 0
+    assert calls.ran("-m sphinx") and "--fail-on-warning" in calls.commands[-1] and "-E docs" in calls.commands[-1]
+    assert str(Path(do.ROOT, "build", "docs", "index.html")) in capsys.readouterr().err
+    failing = record(monkeypatch, do, fail="-m sphinx")
+    assert do.main(["docs"]) == 1 and failing.ran("-m sphinx")
+    assert "open" not in capsys.readouterr().err
+
+
 def test_bench_without_a_commit_gets_one_line(do, monkeypatch, capsys) -> None:
     record(monkeypatch, do)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", os.path.dirname(do.ROOT))
@@ -193,6 +203,6 @@ def test_bench_without_a_commit_gets_one_line(do, monkeypatch, capsys) -> None:
 def test_usage_names_every_command_from_any_directory(argv: list[str], status: int, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(ROOT / "do.py"), *argv], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status
-    assert re.findall(r"python3 do\.py (\w+) ", done.stdout + done.stderr)[:5] == [
-        "demo", "studies", "test", "bench", "check",
+    assert re.findall(r"python3 do\.py (\w+) ", done.stdout + done.stderr)[:6] == [
+        "demo", "studies", "test", "bench", "check", "docs",
     ]  # fmt: skip

@@ -1,0 +1,111 @@
+"""The site: it builds without a warning, its examples run, and it opens without a network."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(p.stem for p in DOCS.glob("*.md"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. Built once: whatever asks for it is in this file."""
+    out = tmp_path_factory.mktemp("site")
+    options = [
+        "--builder",
+        "html",
+        "--fail-on-warning",
+        "--keep-going",
+        "--quiet",
+        "--doctree-dir",
+        str(out / ".doctrees"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, str(DOCS), str(out)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_page_is_built_and_can_be_reached(site: Path) -> None:
+    # a page in no toctree is a warning, and so an error: that it is built means that the sidebar leads there
+    assert sorted(p.stem for p in site.glob("*.html") if p.stem not in ("genindex", "search")) == PAGES
+
+
+def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+    loads = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["'](?:https?:)?//[^"']+""")
+    for page in (*site.glob("*.html"), *site.rglob("*.css")):
+        text = page.read_text(encoding="utf-8")
+        assert not loads.search(text), page.name
+        assert not re.search(r"url\(\s*[\"']?(?:https?:)?//", text), page.name
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra browser)")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_pages_open_offline_with_no_error_and_nothing_cut(site: Path, browser: Any, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    said, asked = list[str](), list[str]()
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    for name in PAGES:
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than {width} pixels"
+        broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
+        assert broken == [], name
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("file:")] == []
+
+
+ELSEWHERE = {"measuring": "test_measure_docs", "error_bound": "test_error_bound", "throughput": "test_throughput"}
+"""Pages whose examples another file runs, and looks at what comes out."""
+SMALLER = {"prediction": {"bert_noisy": "mlp_decay", '"base", "unroll": 64': '"tiny", "unroll": 2'}}
+"""What an example is run with here in place of what the page says, where that takes minutes."""
+BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.M | re.S)
+
+
+@pytest.mark.parametrize("name", [p for p in PAGES if BLOCK.search((DOCS / f"{p}.md").read_text(encoding="utf-8"))])
+def test_the_examples_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From top to bottom, in one namespace; `pycon` blocks are doctests, whose output is compared."""
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    if name in ELSEWHERE:
+        test = (ROOT / "tests" / f"{ELSEWHERE[name]}.py").read_text(encoding="utf-8")
+        assert f'"{name}.md", "exec"' in test, f"tests/{ELSEWHERE[name]}.py no longer runs docs/{name}.md"
+        return
+    for large, small in SMALLER.get(name, {}).items():
+        assert large in text
+        text = text.replace(large, small)
+    monkeypatch.chdir(tmp_path)  # whatever an example writes
+    names: dict[str, Any] = {}
+    for kind, block in BLOCK.findall(text):
+        if kind == "python":
+            exec(compile(block, f"{name}.md", "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(block, names, name, f"{name}.md", 0)
+        said = list[str]()
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+        assert runner.run(test, out=said.append, clear_globs=False).failed == 0, "".join(said)
+        names = test.globs
