@@ -18,6 +18,7 @@ from .rules import (
     Slots,
     can_rewind,
     declares,
+    in_pieces,
     init_tree,
     leaf_rule,
     leaf_rules,
@@ -305,7 +306,7 @@ class Leafwise:
             else cotangent.clone(memory_format=torch.contiguous_format)
         )
         with torch.no_grad():
-            if not _elementwise(rule, slots, param):
+            if not in_pieces(rule, slots, param):
                 self._multiply(out, rule, grad, slots, t, param, before is not None)
                 return out
             own = {name: x for name, x in slots.items() if x.shape == param.shape}
@@ -348,12 +349,6 @@ class Leafwise:
 def _has_derivative(rule: Rule) -> bool:
     """In closed form; a subclass may have another update, and does not inherit it."""
     return "derivative" in vars(type(rule))
-
-
-def _elementwise(rule: Rule, slots: Slots, param: Tensor) -> bool:
-    """Whether a leaf can be looked at piece by piece: neither slots nor settings of some shape other than its own, but numbers."""
-    settings = [y for x in vars(rule).values() for y in (x if isinstance(x, tuple) else (x,)) if isinstance(y, Tensor)]
-    return all(x.dim() == 0 for x in settings) and all(x.dim() == 0 or x.shape == param.shape for x in slots.values())
 
 
 def _slope(rule: Rule, grad: Tensor, slots: Slots, t: int, param: Tensor) -> Tensor:

@@ -98,6 +98,11 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([torch.dot(_wide(x).reshape(-1), _wide(b[k]).reshape(-1)) for k, x in a.items()]).sum()
 
 
+def piece(like: Tensor) -> int:
+    """Entries of one of `pieces`; elsewhere than on a CPU a kernel's start costs more than a little memory."""
+    return 2**15 if like.device.type == "cpu" else 2**22
+
+
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The entries of tensors of one shape in pieces that fit a processor's cache, so that what is made of a piece is small.
 
@@ -105,8 +110,7 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     `has_values`) it gives the first two pieces and the last alone: all others take the same bytes again, and a leaf of 1e9
     entries would take minutes to count.
     """
-    # Elsewhere than on a CPU a kernel's start costs more than a little memory.
-    length = 2**15 if tensors[0].device.type == "cpu" else 2**22
+    length = piece(tensors[0])
     flat = [x.reshape(-1) for x in tensors]
     n = len(flat[0])
     if n > 3 * length and not has_values(tensors[0]):

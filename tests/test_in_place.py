@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,6 +21,9 @@ from .rule_references import CASES, F64
 
 SHAPES = {"matrix": (5, 4), "vector": (70,), "number": (), "across": (4, 6)}
 FUSED = [name for name, rule in RULES.items() if "step_" in vars(rule)]
+CUT = ["rmsprop", "nadam", "radam", "adamax", "adadelta"]
+"""Diagonal rules without a step of their own."""
+
 GENERATOR = torch.Generator()
 
 
@@ -231,8 +234,47 @@ class FromThePrevious:
         return 0.5 * moved - self.lr * grad, {"previous": param}
 
 
-def test_a_slot_that_is_the_leaf_stays_what_it_was() -> None:
-    stage, start, hparams = quadratic(FromThePrevious())
+@dataclass(frozen=True)
+class InPieces(FromThePrevious):
+    """The same, which may be cut; it also hands its slots round."""
+
+    diagonal: ClassVar[bool] = True
+
+    def init(self, param: Tensor) -> Slots:
+        return {
+            "previous": param.new_zeros(param.shape),
+            "a": param.new_ones(param.shape),
+            "b": param.new_zeros(param.shape),
+        }
+
+    def update(self, grad: Tensor, slots: Slots, t: int, param: Tensor) -> tuple[Tensor, Slots]:
+        change, after = super().update(grad, slots, t, param)
+        return change + 1e-3 * slots["a"], {**after, "a": slots["b"], "b": slots["a"]}
+
+
+@pytest.mark.parametrize("rule", [RULES[name](lr=0.05) for name in CUT] + [InPieces()], ids=[*CUT, "own"])
+def test_a_step_in_pieces_is_the_update_to_the_bit_and_takes_a_piece(rule: Any) -> None:
+    GENERATOR.manual_seed(3)
+    param = draw(31 * 2**14)  # fifteen pieces and a half
+    state = State({"w": param}, init_tree(rule, {"w": param}, 0), 0)
+    for _ in range(3):
+        grads = {"w": draw(len(param))}
+        want, ours = pure(rule, grads, state), copied(state)
+        where = {k: x.data_ptr() for k, x in flat(ours).items()}
+        with torch.no_grad():
+            owned = unshared(ours, ())
+            spent = peak_bytes(lambda g=grads, s=ours, o=owned: step_in_place(rule, g, s, o))  # type: ignore[misc]
+        assert {k: x.data_ptr() for k, x in flat(ours).items() if x.dim()} == {
+            k: w for k, w in where.items() if flat(want)[k].dim()
+        }
+        assert all(torch.equal(x, flat(ours)[k]) for k, x in flat(want).items())
+        assert spent < tree.nbytes({"": param})
+        state = after(want, grads)
+
+
+@pytest.mark.parametrize("own", [FromThePrevious(), InPieces()])
+def test_a_slot_that_is_the_leaf_stays_what_it_was(own: Any) -> None:
+    stage, start, hparams = quadratic(own)
     want = by_update(stage, start, hparams)
     for donate in (False, True):
         end = run(stage, copied(start), hparams, tail=0, donate=donate).end

@@ -7,7 +7,7 @@ from .adam import Adam
 from .adamax import Adamax
 from .adamw import AdamW
 from .amsgrad import AMSGrad
-from .base import Rule, Slots, declares
+from .base import Rule, Slots, declares, in_pieces
 from .clip_norm import ClipNorm
 from .groups import Groups
 from .in_place import Owned, step_in_place, unshared
@@ -62,7 +62,7 @@ WRAPPERS: dict[str, type] = {"groups": Groups, "scheduled": Scheduled, "clip-nor
 __all__ = [
     "LAMB", "RULES", "SGD", "WRAPPERS", "AMSGrad", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
     "AnyRule", "ClipNorm", "Groups", "Lion", "Momentum", "Muon", "NAdam", "Owned", "RAdam", "RMSprop", "Rule",
-    "Scheduled", "Slots", "Wrapper", "can_rewind", "check_leaves", "declares", "init_tree", "is_linear", "is_rule",
+    "Scheduled", "Slots", "Wrapper", "can_rewind", "check_leaves", "declares", "in_pieces", "init_tree", "is_linear", "is_rule",
     "is_wrapper", "leaf_rule", "leaf_rules", "leaf_steps", "parts", "rewind_tree", "step_in_place", "step_tree",
     "unshared",
 ]  # fmt: skip

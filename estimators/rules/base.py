@@ -98,6 +98,13 @@ def declares(rule: object, promise: str) -> bool:
     return bool(vars(type(rule)).get(promise, False))
 
 
+def in_pieces(rule: Rule, slots: Slots, param: Tensor) -> bool:
+    """Whether a leaf of a ``diagonal`` rule can be looked at piece by piece: slots are shaped as the leaf or are numbers, and no
+    setting differs by coordinate."""
+    settings = [y for x in vars(rule).values() for y in (x if isinstance(x, tuple) else (x,)) if isinstance(y, Tensor)]
+    return all(x.dim() == 0 for x in settings) and all(x.dim() == 0 or x.shape == param.shape for x in slots.values())
+
+
 def undo(average: Tensor, added: Tensor, decay: Scalar) -> Tensor:
     """x with ``average = decay x + added``; with decay 0, where x has no influence, zeros."""
     if isinstance(decay, Tensor):

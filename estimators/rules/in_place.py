@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..state import State
-from ..tree import Tree, has_values
-from .base import Rule, Slots
+from ..tree import Tree, has_values, piece, pieces
+from .base import Rule, Slots, declares, in_pieces
 from .whole import AnyRule, parts, transform
 
 
@@ -77,7 +77,7 @@ def step_in_place(rule: AnyRule, grads: Tree, state: State, owned: Owned) -> Non
     """The step of `step_tree`, to rounding, written over ``state``.
 
     Leaves that share a rule and a number of updates are moved together by the rule's own `step_` (see `Rule`) where it
-    applies; all others by ``update`` and an addition.
+    applies; all others by ``update`` and an addition, piece by piece if the rule is ``diagonal``.
 
     Args:
         grads: at ``state.params``; other leaves are left alone. They may share memory with anything, and are not changed.
@@ -147,6 +147,10 @@ def _own(state: State, leaf: str, owned: Owned) -> None:
 
 
 def _update(rule: Rule, grad: Tensor, state: State, leaf: str, t: int, owned: Owned) -> None:
+    if _can_be_cut(rule, grad, state, leaf):
+        _own(state, leaf, owned)
+        if _update_in_pieces(rule, grad, state.slots[leaf], t, state.params[leaf]):
+            return
     change, state.slots[leaf] = rule.update(grad, state.slots[leaf], t, state.params[leaf])
     owned.release({leaf: state.params[leaf]}, state.slots[leaf].values())  # it may be a slot now
     if leaf in owned.params:
@@ -156,6 +160,43 @@ def _update(rule: Rule, grad: Tensor, state: State, leaf: str, t: int, owned: Ow
         owned.params.add(leaf)
     owned.flat.discard(leaf)
     owned.slots.discard(leaf)  # a rule may give back what it got, the gradient for one
+
+
+def _can_be_cut(rule: Rule, grad: Tensor, state: State, leaf: str) -> bool:
+    """A leaf that is one piece is moved faster as it is."""
+    param, slots = state.params[leaf], state.slots[leaf]
+    tensors = [grad, param, *slots.values()]
+    return (
+        declares(rule, "diagonal")
+        and in_pieces(rule, slots, param)
+        and param.numel() > piece(param)
+        and all(type(x) in TYPES and _contiguous(x) for x in tensors)
+    )
+
+
+def _update_in_pieces(rule: Rule, grad: Tensor, slots: Slots, t: int, param: Tensor) -> bool:
+    """Write one update over ``param`` and ``slots``: its temporaries are as large as a piece.
+
+    Returns:
+        False, and nothing was written, if the update gives back other slots than it was given.
+    """
+    own = {name: x for name, x in slots.items() if x.shape == param.shape}
+    numbers = {name: x for name, x in slots.items() if name not in own}
+    written = {x.untyped_storage()._cdata for x in (param, *own.values())}
+    after: Slots = {}
+    for i, (g, p, *held) in enumerate(pieces(grad, param, *own.values())):
+        before = dict(zip(own, held, strict=True))
+        change, after = rule.update(g, {**numbers, **before}, t, p)
+        if i == 0 and (after.keys() != slots.keys() or any(after[k].shape != x.shape for k, x in before.items())):
+            return False
+        # an update may give back what it was given: its leaf as a slot, say
+        found = [change, *(after[name] for name in own)]
+        change, *new = [x.clone() if x.untyped_storage()._cdata in written else x for x in found]
+        for x, y in zip(held, new, strict=True):
+            x.copy_(y)
+        p.add_(change)
+    slots.update({name: after[name] for name in numbers})
+    return True
 
 
 def fused(kernel: Callable[..., Any], params: list[Tensor], *tensors: Any, **settings: Any) -> None:
