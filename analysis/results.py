@@ -3,227 +3,195 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from .columns import COLUMNS, READ, Column, checked
+from .schema import upgraded
 from .style import order
 
-SCHEMAS = (1,)
-"""Versions of the result files that can be read."""
+LARGEST = 64 * 2**20
+"""Bytes of the largest file that may be one of ours: they have a few thousand."""
 
-FIELDS = {
-    "id": "id",
-    "status": "status",
-    "reason": "reason",
-    "finished": "finished",
-    "seconds_in_all": "seconds",
-    "estimator": "config.estimator",
-    "problem": "config.problem",
-    "seed": "config.seed",
-    "dtype": "config.dtype",
-    "kind": "config.kind",
-    "meta_lr": "config.meta.lr",
-    "cond": "config.settings.cond",
-    "of": "claim.of",
-    "citation": "claim.citation",
-    "target": "claim.target",
-    "exact": "claim.exact",
-    "scale": "claim.scale",
-    "truth": "truth",
-    "cosine": "accuracy.cosine",
-    "relative_error": "accuracy.relative_error",
-    "direction_error": "accuracy.direction_error",
-    "angle": "accuracy.angle",
-    "norm_ratio": "accuracy.norm_ratio",
-    "run_error": "accuracy_on_run.relative_error",
-    "bound_error": "bound.relative_error",
-    "bound_angle": "bound.angle",
-    "bound_by": "bound.by",
-    "error_bound": "error_bound.relative",
-    "error_bound_rigorous": "error_bound.rigorous",
-    "error_bound_reason": "error_bound.reason",
-    "seconds": "cost.seconds",
-    "gradient_seconds": "cost.gradient_seconds",
-    "time_ratio": "cost.time_ratio",
-    "run_seconds": "cost.run_seconds",
-    "peak_bytes": "cost.peak_bytes",
-    "gradient_peak_bytes": "cost.gradient_peak_bytes",
-    "peak_ratio": "cost.peak_ratio",
-    "kept_bytes": "cost.kept_bytes",
-    "kept_ratio": "cost.kept_ratio",
-    "gradients": "cost.gradients",
-    "products": "cost.products",
-    "matvecs": "cost.matvecs",
-    "path_cosine": "path.cosine",
-    "path_angle": "path.angle",
-    "path_distance": "path.distance",
-    "path_value": "path.value",
-    "failure": "failure",
-    "device_asked": "config.device",
-    "workers": "config.workers",
-    "kernel": "config.meta.kernel",
-    "workload": "workload.name",
-    "size": "config.settings.size",
-    "unroll": "workload.unroll",
-    "batch": "workload.samples",
-    "params": "workload.params",
-    "hparams": "workload.hparams",
-    "data": "workload.data",
-    "throughput": "throughput.samples_per_second",
-    "plain_throughput": "throughput.plain_samples_per_second",
-    "throughput_ratio": "throughput.ratio",
-    "throughput_ratio_low": "throughput.ratio_low",
-    "throughput_ratio_high": "throughput.ratio_high",
-    "meta_step_units": "throughput.meta_step_units",
-    "rounds": "throughput.samples",
-    "meta_peak": "memory.peak_bytes",
-    "plain_peak": "memory.plain_peak_bytes",
-    "memory_ratio": "memory.ratio",
-    "memory_split": "memory.split",
-    "plain_split": "memory.plain_split",
-    "cuda_reserved": "memory.cuda.reserved_bytes",
-    "cuda_before": "memory.cuda.before_bytes",
-    "error_bound_angle": "error_bound.angle",
-    "gradient_ratio": "gradient_ratio",
-    "control": "claim.control",
-    "code": "code",
-    "run_ratio": "time.ratio",
-    "meta_seconds": "time.seconds",
-    "predicted": "memory.predicted",
-    "nonfinite": "nonfinite",
-    "jobs": "environment.jobs",
-    "busy": "environment.busy",
-    "reached": "throughput.reached",
-    "method": "config.meta.method",
-    "products_or_steps": "config.meta.steps",
-    "library": "peers.library",
-    "version": "peers.version",
-    "variant": "peers.variant",
-    "note": "peers.note",
-    "settle": "peers.settle",
-    "rate": "peers.lr",
-    "to_first": "cost.to_first",
-    "size_params": "size.params",
-    "size_hparams": "size.hparams",
-    "threads": "environment.threads",
-    "cpu": "environment.cpu",
-    "device": "environment.device",
-    "torch": "environment.torch",
-    "commit": "environment.commit",
-    "dirty": "environment.dirty",
-}
-"""column -> where it stands in a file; what a file does not say is missing."""
+STATUSES = ("ok", "failed", "refused")
 
-NUMBERS = (
-    "cond", "meta_lr", "cosine", "relative_error", "direction_error", "angle", "norm_ratio", "run_error", "bound_error",
-    "bound_angle", "error_bound", "seconds", "gradient_seconds", "time_ratio", "run_seconds", "peak_bytes", "gradient_peak_bytes",
-    "peak_ratio", "kept_bytes", "kept_ratio", "gradients", "products", "matvecs", "jobs", "seconds_in_all", "workers",
-    "unroll", "batch", "params", "hparams", "throughput", "plain_throughput", "throughput_ratio", "throughput_ratio_low",
-    "throughput_ratio_high", "meta_step_units", "rounds", "meta_peak", "plain_peak", "memory_ratio", "cuda_reserved",
-    "cuda_before", "to_first", "products_or_steps", "size_params", "size_hparams", "error_bound_angle",
-    "gradient_ratio", "run_ratio", "meta_seconds",
-)  # fmt: skip
+SAME = [
+    "run",
+    "kind",
+    "estimator",
+    "problem",
+    "case",
+    "seed",
+    "dtype",
+    "device_asked",
+    "workers",
+    "kernel",
+    "fields",
+    "task",
+]
+"""Rows that agree in these are one result, taken twice."""
 
 
-def load(path: Path | str, ids: Collection[str] | None = None) -> pd.DataFrame:
-    """Every readable result below ``path``, a folder that `run` wrote (or its ``cells``, or several of them).
+def load(path: Path | str | Sequence[Path | str], ids: Collection[str] | None = None) -> pd.DataFrame:
+    """Every readable result below ``path``: a folder that `run`, `sweep`, `peers` or `advise` wrote (or its ``cells``, or what
+    holds several of them), or several such folders.
 
     Args:
-        path: the folder.
+        path: the folder, or the folders.
         ids: of these cells only (default: all).
 
-    Of results that differ in the registered estimator, the version of the code or the length of the path only, the
-    newest is kept (of those in ``ids``). An estimator that a sweep gave several values of a field is several, "cg(solver.steps=5)"
-    and so on; ``name`` is what it is registered as. ``frame.attrs["damaged"]`` names the files that could not be read: they are
-    left out; ``frame.attrs["limits"]`` is what the last `advise` had to keep to, if it was asked here.
+    Columns are those of `analysis.columns`. ``run`` says from which of the folders a row is, ``file`` from which file below it.
+    Within one folder, of results that differ in the registered estimator, the version of the code or the length of the path only,
+    the newest is kept (of those in ``ids``); between folders all are. An estimator that a sweep gave several values of a field is
+    several, "cg(solver.steps=5)" and so on; ``name`` is what it is registered as.
+
+    ``frame.attrs`` has ``folders`` (run: folder as given), ``skipped`` ("run/file": why it was left out: damaged, foreign, of a newer
+    version), ``studies`` (files that are for `studies.load`), and, if it was asked there, ``limits``: what the last `advise` had to keep to.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}")
-    rows, damaged, asked = [], [], []
-    for file in sorted(path.rglob("*.json")):
-        try:
-            content = json.loads(file.read_text())
-            if file.parent.name == "sweeps":  # how they were asked for, not what was found
-                if content["grid"]["kind"] == "advice":
-                    asked.append((content["began"], content["grid"]["meta"]["limits"][0]))
-                continue
-            if content["schema"] not in SCHEMAS:
-                raise ValueError("unknown schema")
-            rows.append(_row(content))
-        except (ValueError, KeyError, TypeError, OSError):
-            damaged.append(file.name)
-    frame = pd.DataFrame(
-        rows,
-        columns=[
-            *FIELDS,
-            "name",
-            "fields",
-            "case",
-            "setting",
-            "task",
-            "outcome",
-            "outcome_text",
-            "outcomes",
-            "residual",
-            "curvature",
-        ],
-    )
-    if ids is not None:
-        frame = frame[frame["id"].isin(set(ids))].copy()
-    for column in NUMBERS:
-        frame[column] = pd.to_numeric(frame[column])
-    frame = frame.sort_values("finished", kind="stable", na_position="first")
-    same = [
-        "kind",
-        "estimator",
-        "problem",
-        "case",
-        "seed",
-        "dtype",
-        "device_asked",
-        "workers",
-        "kernel",
-        "fields",
-        "task",
-    ]
-    frame = frame.drop_duplicates(same, keep="last")
-    swept = frame.groupby("name")["fields"].transform("nunique") > 1
-    frame.loc[swept, "estimator"] = frame["name"] + frame["fields"].map(lambda text: f"({text})" if text else "")
-    rank = {name: i for i, name in enumerate(order(frame["estimator"]))}
-    frame = frame.assign(_rank=frame["estimator"].map(rank)).sort_values(
-        ["kind", "problem", "cond", "case", "_rank", "seed"], kind="stable", na_position="last"
-    )
-    frame = frame.drop(columns="_rank").reset_index(drop=True)
-    frame.attrs["damaged"] = damaged
+    folders = labelled([path] if isinstance(path, (str, Path)) else path)
+    rows, skipped, asked, of_studies = [], {}, [], []
+    for run, folder in folders.items():
+        for file, content in _contents(folder):
+            place = file.relative_to(folder).as_posix()
+            try:
+                if isinstance(content, Exception):
+                    raise content
+                if file.parent.name == "sweeps":  # how they were asked for, not what was found
+                    if content["grid"].get("kind") == "advice":
+                        asked.append((content["began"], content["grid"]["meta"]["limits"][0]))
+                elif isinstance(content, dict) and "study" in content:  # for `studies.load`
+                    of_studies.append(f"{run}/{place}")
+                else:
+                    rows.append({"run": run, "file": place, **_row(content)})
+            except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+                skipped[f"{run}/{place}"] = _why(error)
+    frame = _table(rows, ids)
+    frame.attrs |= {
+        "folders": {run: str(folder) for run, folder in folders.items()},
+        "skipped": skipped,
+        "studies": of_studies,
+    }
     if asked:
         frame.attrs["limits"] = max(asked, key=lambda entry: entry[0])[1]
     return frame
 
 
-def _row(content: Mapping[str, Any]) -> dict[str, Any]:
-    row = {column: _at(content, where) for column, where in FIELDS.items()}
+def labelled(paths: Sequence[Path | str]) -> dict[str, Path]:
+    """Folders by name; those of the same name by as much of their path as tells them apart.
+
+    Raises:
+        FileNotFoundError: one is not there, or there are none.
+    """
+    folders = [Path(p) for p in paths]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is a file: give the folder" if folder.exists() else f"there is no folder {folder}"
+            )
+    if not folders:
+        raise FileNotFoundError("no folder was given")
+    known: dict[Path, Path] = {}
+    for folder in folders:
+        known.setdefault(folder.resolve(), folder)  # the same one twice is one
+    labels: dict[str, Path] = {}
+    for depth in range(1, max(len(whole.parts) for whole in known) + 1):
+        labels = {"/".join(whole.parts[-depth:]): whole for whole in known}
+        if len(labels) == len(known):
+            break
+    return {label: known[whole] for label, whole in labels.items()}
+
+
+def _contents(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """Every JSON file below ``folder`` with what it holds, or with the error on reading it."""
+    for file in sorted(folder.rglob("*.json")):
+        if file.is_dir():
+            continue
+        try:
+            if (size := file.stat().st_size) > LARGEST:
+                raise ValueError(f"no result file: it has {size} bytes")
+            yield file, json.loads(file.read_bytes())
+        except (ValueError, OSError, RecursionError) as error:
+            yield file, error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"damaged: no JSON at line {error.lineno}, column {error.colno} ({error.msg})"
+    if isinstance(error, UnicodeDecodeError):
+        return "damaged: no text"
+    if isinstance(error, RecursionError):
+        return "no result file: nested too deeply"
+    if isinstance(error, KeyError):
+        return f"damaged: it has no {error.args[0]}"
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or error}"
+    return str(error) if type(error) is ValueError else f"damaged: {type(error).__name__}: {error}"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], ids: Collection[str] | None) -> pd.DataFrame:
+    """The rows sorted, with the newest of each alone and with names for what was swept."""
+    frame = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
+    if ids is not None:
+        frame = frame[frame["id"].isin(set(ids))].copy()
+    for column in COLUMNS:
+        if column.kind in ("number", "count"):
+            frame[column.name] = pd.to_numeric(frame[column.name])
+    given = {run: i for i, run in enumerate(dict.fromkeys(row["run"] for row in rows))}
+    frame = frame.sort_values("finished", kind="stable", na_position="first").drop_duplicates(SAME, keep="last")
+    swept = frame.groupby("name")["fields"].transform("nunique") > 1
+    frame.loc[swept, "estimator"] = frame["name"] + frame["fields"].map(lambda text: f"({text})" if text else "")
+    rank = {name: i for i, name in enumerate(order(frame["estimator"]))}
+    frame = frame.assign(_rank=frame["estimator"].map(rank), _given=frame["run"].map(given)).sort_values(
+        ["kind", "problem", "cond", "case", "_rank", "seed", "_given"], kind="stable", na_position="last"
+    )
+    return frame.drop(columns=["_rank", "_given"]).reset_index(drop=True)
+
+
+def _row(content: Any) -> dict[str, Any]:
+    """What one file says, by column.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is damaged or no result of ours.
+    """
+    content = upgraded(content)
+    row = {column.name: _value(content, column) for column in READ}
+    if missing := [
+        name for name in ("id", "status", "kind", "estimator", "problem", "seed", "dtype") if row[name] is None
+    ]:
+        raise ValueError(f"damaged: it has no {', '.join(missing)}")
+    if row["status"] not in STATUSES:
+        raise ValueError(f"damaged: status is {row['status']!r}, none of {', '.join(STATUSES)}")
     config = content["config"]
     settings = _listed(config["settings"])
-    row["name"], row["fields"] = config["estimator"], _listed(config.get("fields") or {})
+    row["name"], row["fields"] = config["estimator"], _listed(config["fields"])
     row["case"] = f"{config['problem']} ({settings})" if settings else config["problem"]
     row["setting"] = _listed({k: v for k, v in config["settings"].items() if k != "unroll"})
-    row["unroll"] = config["settings"].get("unroll") if row["unroll"] is None else row["unroll"]
+    unroll = config["settings"].get("unroll")
+    row["unroll"] = unroll if row["unroll"] is None and isinstance(unroll, int) else row["unroll"]
     row["task"] = _listed(config["meta"]) if config["kind"] == "peers" else None
-    row["workers"] = row["workers"] or 1
     pullbacks = content.get("pullbacks") or []
     row["outcome"] = ", ".join(p["outcome"].lower().replace("_", " ") for p in pullbacks) or None
     row["outcome_text"] = "; ".join(dict.fromkeys(p["text"] for p in pullbacks)) or None
     row["outcomes"] = {p["outcome"].lower().replace("_", " "): p["text"] for p in pullbacks}
     row["residual"] = max((p["residual"] for p in pullbacks if p["residual"] is not None), default=None)
     row["curvature"] = min((p["curvature"] for p in pullbacks if p["curvature"] is not None), default=None)
-    return row
+    return {c.name: checked(c, row[c.name]) for c in COLUMNS if c.name in row}
+
+
+def _value(content: Mapping[str, Any], column: Column) -> Any:
+    value = _at(content, column.where)
+    if not column.where.startswith("config.settings."):
+        return checked(column, value)
+    try:  # settings are the problem's own: a "size" of another problem may be anything
+        return checked(column, value)
+    except ValueError:
+        return None
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the result files; raised whenever a field changes its meaning."""
 
 FINISHED = ("ok", "failed", "refused")

@@ -177,7 +177,7 @@ def measure(instance: Instance, estimators: Sequence[Estimator], claim: Claim, e
 
 def describe(claim: Claim) -> dict[str, Any]:
     """What a table needs of a claim."""
-    return {k: getattr(claim, k) for k in ("of", "citation", "target", "exact", "bias", "scale")}
+    return {k: getattr(claim, k) for k in ("of", "citation", "target", "exact", "bias", "scale", "control")}
 
 
 def told(answer: Hypergradient) -> list[dict[str, Any]]:

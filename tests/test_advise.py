@@ -18,7 +18,7 @@ from benchmarks import plugins
 from benchmarks.advise import measure, place, reference
 from benchmarks.advise.candidates import KIB, as_code, candidates, spare_of
 from benchmarks.advise.survey import Survey, most
-from benchmarks.cells import Cell
+from benchmarks.cells import SCHEMA, Cell
 from benchmarks.cli import main
 from benchmarks.commands.advise import seconds
 from benchmarks.measure import memory_of, peak_bytes
@@ -252,7 +252,7 @@ def row(name: str, error: float, time: float, peak: float, **more: Any) -> dict[
     """A file of the results, with an error that is an angle."""
     angle = 2 * 57.29577951308232 * torch.asin(torch.tensor(error / 2, dtype=torch.float64)).item()
     content = {
-        "schema": 1, "id": name, "status": "ok", "reason": None, "failure": None, "finished": "2026",
+        "schema": SCHEMA, "id": name, "status": "ok", "reason": None, "failure": None, "finished": "2026",
         "config": {"estimator": name, "problem": "p", "settings": {}, "seed": 0, "dtype": "float32", "kind": "advice", "meta": {},
                    "device": "cpu", "fields": {}, "workers": 1},
         "claim": {"control": False}, "code": f"estimate(problem, {name!r})",

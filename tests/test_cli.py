@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cells import Cell
+from benchmarks.cells import SCHEMA, Cell
 from benchmarks.cli import main
 from benchmarks.plan import cells
 from benchmarks.plugins import LOADED, load
@@ -88,7 +88,7 @@ def test_every_cell_has_a_file_and_failures_say_why(ran: Sweep) -> None:
     assert {r["reason"] for r in by_name["broken"]} == {"RuntimeError: this estimator is broken"}
     assert all("SIGKILL" in r["reason"] for r in by_name["killer"])
     for row in ran.rows:
-        assert row["schema"] == 1
+        assert row["schema"] == SCHEMA
         assert row["id"] == Cell(**row["config"]).id
         assert row["config"]["seed"] == 3
 

@@ -49,7 +49,7 @@ def content(cell: Cell, out: Path, effort: dict[str, Any]) -> dict[str, Any]:
         raise NonFiniteError(f"the estimate is NaN or infinite ({outcomes})")
     true = cell.meta["reference"]
     row = {
-        "claim": describe(entry.claim) | {"control": entry.claim.control},
+        "claim": describe(entry.claim),
         "code": call(cell.estimator, cell.fields, estimator),
         "accuracy": None if true is None else compare(answer.hparams, reference.load(true, out)),
         "pullbacks": told(answer),

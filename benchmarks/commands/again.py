@@ -38,8 +38,8 @@ def show_results(out: Path, *, ids: set[str] | None = None, draw: bool, text: bo
     from analysis import figures, results, tables
 
     frame = results.load(out, ids=ids)
-    for name in frame.attrs["damaged"]:
-        print(f"hypergradbench: {name} is damaged and was left out", file=sys.stderr)
+    for name, reason in frame.attrs["skipped"].items():
+        print(f"hypergradbench: {name} was left out: {reason}", file=sys.stderr)
     if frame.empty:
         print(f"hypergradbench: no results in {out}", file=sys.stderr)
         return 1
