@@ -35,13 +35,16 @@ SAME = [
 """Rows that agree in these are one result, taken twice."""
 
 
-def load(path: Path | str | Sequence[Path | str], ids: Collection[str] | None = None) -> pd.DataFrame:
+def load(
+    path: Path | str | Sequence[Path | str], ids: Collection[str] | None = None, *, newest: bool = True
+) -> pd.DataFrame:
     """Every readable result below ``path``: a folder that `run`, `sweep`, `peers` or `advise` wrote (or its ``cells``, or what
     holds several of them), or several such folders.
 
     Args:
         path: the folder, or the folders.
         ids: of these cells only (default: all).
+        newest: of several versions of a cell in one folder keep the newest; else all.
 
     Columns are those of `analysis.columns`. ``run`` says from which of the folders a row is, ``file`` from which file below it.
     Within one folder, of results that differ in the registered estimator, the version of the code or the length of the path only,
@@ -71,7 +74,7 @@ def load(path: Path | str | Sequence[Path | str], ids: Collection[str] | None = 
                     rows.append({"run": run, "file": place, **_row(content)})
             except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
                 skipped[f"{run}/{place}"] = _why(error)
-    frame = _table(rows, ids)
+    frame = _table(rows, ids, newest)
     frame.attrs |= {
         "folders": {run: str(folder) for run, folder in folders.items()},
         "skipped": skipped,
@@ -134,7 +137,7 @@ def _why(error: Exception) -> str:
     return str(error) if type(error) is ValueError else f"damaged: {type(error).__name__}: {error}"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], ids: Collection[str] | None) -> pd.DataFrame:
+def _table(rows: Sequence[Mapping[str, Any]], ids: Collection[str] | None, newest: bool) -> pd.DataFrame:
     """The rows sorted, with the newest of each alone and with names for what was swept."""
     frame = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
     if ids is not None:
@@ -143,7 +146,8 @@ def _table(rows: Sequence[Mapping[str, Any]], ids: Collection[str] | None) -> pd
         if column.kind in ("number", "count"):
             frame[column.name] = pd.to_numeric(frame[column.name])
     given = {run: i for i, run in enumerate(dict.fromkeys(row["run"] for row in rows))}
-    frame = frame.sort_values("finished", kind="stable", na_position="first").drop_duplicates(SAME, keep="last")
+    frame = frame.sort_values("finished", kind="stable", na_position="first")
+    frame = frame.drop_duplicates(SAME, keep="last") if newest else frame
     swept = frame.groupby("name")["fields"].transform("nunique") > 1
     frame.loc[swept, "estimator"] = frame["name"] + frame["fields"].map(lambda text: f"({text})" if text else "")
     rank = {name: i for i, name in enumerate(order(frame["estimator"]))}

@@ -25,6 +25,8 @@ from benchmarks import cells
 from benchmarks.cells import Cell
 from estimators import registry
 
+from .no_torch import NO_TORCH
+
 ROOT = Path(__file__).resolve().parent.parent
 
 OF_POINTS = ("figure5", "error_condition", "error_cost")
@@ -352,7 +354,7 @@ def test_every_registered_estimator_has_a_look_of_its_own() -> None:
 
 def test_tables_and_figures_need_no_torch(folder: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
+        f"{NO_TORCH}\nfrom pathlib import Path\n"
         "from analysis import figures, load, tables\n"
         "frame = load(sys.argv[1]); tables.save(frame, Path(sys.argv[2]) / 't.txt')\n"
         "print(len(figures.draw_all(frame, Path(sys.argv[2]))))\n"

@@ -15,6 +15,8 @@ import pytest
 
 import estimators
 
+from .no_torch import NO_TORCH
+
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("estimators", "benchmarks", "analysis")
 
@@ -130,8 +132,7 @@ def test_analysis_imports_where_there_is_no_torch() -> None:
     modules = sorted({module_name(p).removesuffix(".__init__") for p in sources("analysis")} - {"analysis.__main__"})
     assert "analysis.results" in modules
     code = (
-        "import sys, importlib\n"
-        "sys.modules['torch'] = None  # any `import torch` now raises ImportError\n"
+        f"{NO_TORCH}\nimport importlib\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
         "assert 'estimators' not in sys.modules\n"
     )
