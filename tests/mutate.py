@@ -293,7 +293,7 @@ def main(names: list[str]) -> int:
         if failed:
             raise SystemExit(f"the suite fails without any mutation: {by}")
         known = _noticed()
-        found = list(pool.map(lambda m: _try(m, copies, known.get(m.name, "")), chosen))
+        found = list(pool.map(lambda m: _try(m, copies, known.get(m.name, f"test_{Path(m.file).stem}")), chosen))
     survivors = sum(not caught for caught, _ in found)
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     if not names:
