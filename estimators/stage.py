@@ -52,6 +52,8 @@ class Stage:
         frozen: leaves that the loss reads and the stage leaves as they are (head-only fine-tuning).
         seed: makes random draws inside ``loss`` and ``stream`` a function of the step, so that every evaluation
             of a step sees the same ones. Needed by losses that draw (dropout); `run` says so.
+        first_order: ``loss`` again, in a form that is faster and has no second derivative (`torch.compile` of it): taken for
+            the steps of `run` whose graph is not kept. What pulls back uses ``loss``. Nothing checks that the two agree.
 
     Raises:
         HypergradientError: ``steps`` is negative.
@@ -64,6 +66,7 @@ class Stage:
     reduce: Callable[[Tree], Tree] = identity
     frozen: frozenset[str] = field(default_factory=frozenset)
     seed: int | None = None
+    first_order: Callable[[Tree, Tree, Batch], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -121,18 +124,22 @@ class Stage:
                 )
         return State(params, slots, 0)
 
-    def objective(self, step: int) -> BoundLoss:
+    def objective(self, step: int, *, first_order: bool = False) -> BoundLoss:
         """The loss of one step as a function of (params, hparams) alone: batch and random draws are fixed.
+
+        Args:
+            first_order: only its first derivative is wanted.
 
         Raises (when called):
             HypergradientError: the loss reads a leaf that is not there, or is no scalar.
         """
         with self._seeded(2 * step):
             batch = self.stream(step)
+        loss = self.first_order if first_order and self.first_order is not None else self.loss
 
         def bound(params: Tree, hparams: Tree) -> Tensor:
             with self._seeded(2 * step + 1):  # not the numbers that the stream drew
-                return scalar(lambda: self.loss(params, hparams, batch), f"Stage.loss of step {step}", params, hparams)
+                return scalar(lambda: loss(params, hparams, batch), f"Stage.loss of step {step}", params, hparams)
 
         return bound
 
@@ -289,7 +296,9 @@ def _step(
         kept, grads, loss = _linearized(stage, state, hparams)
         owned.clear()
     else:
-        loss, grads, _ = gradients(stage.objective(state.step), state.params, hparams, wrt_params=names)
+        loss, grads, _ = gradients(
+            stage.objective(state.step, first_order=True), state.params, hparams, wrt_params=names
+        )
         grads = stage.reduce(grads)
     with torch.no_grad():
         step_in_place(rule, grads, state, owned)
