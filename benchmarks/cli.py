@@ -17,6 +17,7 @@ from tyro.conf import subcommand
 from .commands.advise import Advise, advise
 from .commands.again import Figures, Table, again
 from .commands.claims import Claims, claims
+from .commands.compare import Compare, compare
 from .commands.names import List, show_list
 from .commands.peers import Peers, peers
 from .commands.run import Run, run
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "advise": (Advise, advise),
     "study": (Study, study),
     "claims": (Claims, claims),
+    "compare": (Compare, compare),
     "peers": (Peers, peers),
     "list": (List, show_list),
     "table": (Table, again),
