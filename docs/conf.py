@@ -17,7 +17,7 @@ project = "Hypergradbench"
 author = "The Hypergradbench authors"
 project_copyright = author  # no year: the same sources make the same pages
 
-extensions = ["myst_parser", "mathml", "outside"]
+extensions = ["myst_parser", "claims", "mathml", "outside"]
 html_math_renderer = "mathml"
 root_doc = "index"
 exclude_patterns = ["images"]

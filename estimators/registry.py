@@ -188,7 +188,7 @@ registry.register(
 registry.register(
     "adapted-neumann", Implicit(Neumann(steps=5), adapt=True),
     Claim(of="inverse Hessian by the adapted series: SAMA, continued", citation="Choe et al. 2023; Lorraine et al. 2020",
-          target="direction", bias="(I - a H D)^6 H^-1 c, D the rule's adaptation"),
+          target="direction", bias="H^-1 (I - a H D)^6 c, D the rule's adaptation"),
 )  # fmt: skip
 registry.register(
     "adapted-cg", Implicit(CG(steps=60, rtol=1e-12), adapt=True),
