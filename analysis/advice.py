@@ -159,8 +159,13 @@ def show(advice: Advice, console: Console, *, head: str = "", notes: Sequence[st
             console.print(f"{name}: {', '.join(group.index)}: {reason}", markup=False, style="dim")
     for note in notes:
         console.print(f"Note: {note}.", markup=False)
-    for line in [*_recommendation(advice), *_warnings(advice)]:
+    for line in words(advice):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def words(advice: Advice) -> list[str]:
+    """The recommendation, and what to beware of."""
+    return [*_recommendation(advice), *_warnings(advice)]
 
 
 def _table(advice: Advice, head: str) -> Table:

@@ -20,6 +20,7 @@ from .commands.claims import Claims, claims
 from .commands.compare import Compare, compare
 from .commands.names import List, show_list
 from .commands.peers import Peers, peers
+from .commands.report import Report, report
 from .commands.run import Run, run
 from .commands.show import Show, show
 from .commands.study import Study, study
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "compare": (Compare, compare),
     "peers": (Peers, peers),
     "list": (List, show_list),
+    "report": (Report, report),
     "table": (Table, again),
     "figures": (Figures, again),
 }

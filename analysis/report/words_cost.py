@@ -1,0 +1,138 @@
+"""What results of meta steps, of other libraries, of advice and of studies say, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+
+from .. import advice, peer_tables
+from ..meta_tables import SAME, size
+from ..studies import Found
+from ..style import OURS
+from .grid import Grid
+from .words import Finding, Part, Sentence, controls
+
+
+def of_meta_steps(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
+    """Who costs least beside plain training, workload by workload, and what did not run."""
+    rows = frame[frame["kind"] == "meta"]
+    idle = set(rows.loc[controls(rows), "estimator"])
+    lines = grid.frame.assign(anchor=[f"{grid.name}-{i}" for i in range(len(grid.frame))])
+    found = []
+    for key, mine in lines.groupby(SAME, sort=False, dropna=False):
+        fine = mine[mine["status"].eq("ok") & ~mine["estimator"].isin(idle)]
+        sentences: list[Sentence] = []
+        for column, best, text in (
+            ("throughput_ratio", "idxmax", "The most examples a second: "), ("memory_ratio", "idxmin", "The least memory: "),
+        ):  # fmt: skip
+            if fine[column].notna().any():
+                line = fine.loc[getattr(fine[column], best)()]
+                sentences.append(
+                    [Part(text), _link(line), Part(f" at unroll {line['unroll']:.0f}, {_cost(line, column)}.")]
+                )
+        lost = mine[mine["status"] == "failed"]
+        if len(lost):
+            listed = [
+                p for _, line in lost.iterrows() for p in (Part(", "), _link(line), Part(f" ({line['outcome']})"))
+            ][1:]
+            sentences.append([Part(f"{len(lost)} of {len(mine)} have no figures: "), *listed, Part(".")])
+        if not sentences:
+            sentences.append([Part("Nothing was measured: see what failed or does not apply.")])
+        words = dict(zip(SAME, key, strict=True))
+        parts = [words["problem"], words["setting"], words["dtype"], words["device_asked"]]
+        found.append(Finding(", ".join(str(p) for p in parts if p and pd.notna(p)), sentences))
+    return found
+
+
+def _link(line: pd.Series) -> Part:
+    more = f" on {line['workers']:.0f} workers" if line["workers"] > 1 else ""
+    return Part(f"{line['estimator']}{more}", str(line["anchor"]))
+
+
+def _cost(line: pd.Series, column: str) -> str:
+    low, high = line[f"{column}_low"], line[f"{column}_high"]
+    between = f" [{low:.2g}, {high:.2g}]" if pd.notna(low) and f"{low:.2g}" != f"{high:.2g}" else ""
+    text = f"{line[column]:.3g}{between} of plain training's"
+    return f"{text}, {size(line['meta_peak'])}" if column == "memory_ratio" else text
+
+
+def of_peers(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
+    """Ours against the best of the others, task by task."""
+    found = []
+    lines = grid.frame.assign(anchor=[f"{grid.name}-{i}" for i in range(len(grid.frame))]).set_index("id")
+    for rows in peer_tables.tasks(frame):
+        fine = rows[rows["status"].eq("ok")]
+        ours = fine[fine["library"].eq(OURS) & ~fine["wrong"]]
+        sentences: list[Sentence] = []
+        for column, ratio, text in (
+            ("to_first", "time_to_best", "Our fastest way, "), ("peak_bytes", "peak_to_best", "Our lightest way, "),
+        ):  # fmt: skip
+            others = fine[fine["library"].ne(OURS) & ~fine["wrong"]]
+            if ours[ratio].isna().all() or others.empty:
+                continue
+            mine, theirs = ours.loc[ours[ratio].idxmin()], others.loc[others[column].idxmin()]
+            what = "the time" if column == "to_first" else "the bytes"
+            sentences.append([
+                Part(text), Part(_variant(mine), str(lines.at[mine["id"], "anchor"])), Part(f", takes {mine[ratio]:.2f} of {what} of "),
+                Part(str(theirs["estimator"]), str(lines.at[theirs["id"], "anchor"])), Part(", the best of the others."),
+            ])  # fmt: skip
+        off = fine[fine["wrong"]]
+        if len(off):
+            listed = [
+                p
+                for _, r in off.iterrows()
+                for p in (Part(", "), Part(str(r["estimator"]), str(lines.at[r["id"], "anchor"])))
+            ][1:]
+            sentences.append(
+                [Part("Off, that is wrong by more than "), Part(f"{peer_tables.WRONG:.0%}: "), *listed, Part(".")]
+            )
+        if not sentences:
+            sentences.append([Part("There is nothing to compare with.")])
+        found.append(Finding(peer_tables.title(rows), sentences))
+    return found
+
+
+def _variant(row: pd.Series) -> str:
+    return str(row["estimator"]).partition(": ")[2]
+
+
+def of_advice(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
+    """What `advise` recommends, and what it warns of."""
+    del grid  # its words name the candidates themselves
+    found = []
+    for (case, dtype), mine in frame[frame["kind"] == "advice"].groupby(["case", "dtype"], sort=False):
+        sentences: list[list[Part]] = []
+        for line in advice.words(advice.advise(mine, frame.attrs.get("limits"))):
+            if line.startswith(" ") and sentences:  # the line of code to use
+                sentences[-1] += [Part(" "), Part(line.strip(), code=True)]
+            else:
+                sentences.append([Part(line)])
+        found.append(Finding(f"{case}, {dtype}", sentences))
+    return found
+
+
+def of_studies(found: Sequence[Found]) -> list[Finding]:
+    """How many claims hold, and each that does not."""
+    if not found:
+        return []
+    held = Counter(bool(c["holds"]) for f in found for c in f.claims)
+    sentences: list[Sentence] = [
+        [
+            Part(
+                f"{held[True]} of {held.total()} claims hold, in {len(found)} {'study' if len(found) == 1 else 'studies'}."
+            )
+        ]
+    ]
+    for f in found:
+        if not f.ok:
+            sentences.append([Part(f"{f.name} failed: {f.content['reason']}")])
+        elif not f.content["defaults"]:
+            sentences.append(
+                [Part(f"{f.name} was not run at its default settings, which its thresholds are meant for.")]
+            )
+        sentences += [
+            [Part(f"{f.name}: does not hold: {c['text']} ({c['measured']}).")] for c in f.claims if not c["holds"]
+        ]
+    return [Finding("Claims", sentences)]
