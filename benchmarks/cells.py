@@ -39,15 +39,15 @@ class Cell:
 
     Attributes:
         estimator: registered name.
-        problem: registered name; of a workload for "meta"; any that `benchmarks.own_problem.find` knows for "advice".
+        problem: registered name, of a workload for "meta"; or the user's own, ``file.py:function``, for "point" and "advice".
         settings: what ``make`` is called with beside seed, dtype and device.
         seed: of the problem.
         dtype: "float64", "float32", or `AUTOCAST`.
         kind: "point" measures one hypergradient; "path" follows it with a meta optimizer (Figure 5 of SAMA); "meta" takes the
             throughput and the memory of a whole meta step of a workload; "peers" is `benchmarks.peers`; "advice" takes error and
             cost of one hypergradient on any problem of one stage.
-        meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``; for "peers", the task; for
-            "advice", the id of the ``reference``, and whether ``costs`` are taken, or what it is a reference ``of``.
+        meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``; for "peers", the task; for a point on
+            a problem of the user's, the kind of its ``reference``; for "advice", the id of the ``reference``, and whether ``costs`` are taken, or what it is a reference ``of``.
         device: "cpu", "cuda", "cuda:1", ...
         fields: of the estimator, in place of what is registered, dotted: ``{"solver.steps": 5}``.
         workers: data-parallel processes ("meta" only).
@@ -165,7 +165,8 @@ def _sources(thing: Any) -> set[Path]:
 
 @functools.cache
 def _imported(file: Path) -> frozenset[Path]:
-    """``file`` and what it imports from beside it (``from .common import ...``), with what that imports, and so on."""
+    """``file`` and what it imports from beside it (``from .common import ...``, ``import helper``), with what that imports, and so
+    on."""
     found, waiting = set[Path](), [file]
     while waiting:
         file = waiting.pop()
@@ -173,9 +174,12 @@ def _imported(file: Path) -> frozenset[Path]:
             continue
         found.add(file)
         for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                module = file.parents[node.level - 1].joinpath(*filter(None, (node.module or "").split(".")))
+            if isinstance(node, ast.ImportFrom):  # absolute ones, too: a user's file may import what lies beside it
+                folder = file.parents[max(node.level - 1, 0)]
+                module = folder.joinpath(*filter(None, (node.module or "").split(".")))
                 waiting += [module.with_name(f"{module.name}.py"), *(module / f"{a.name}.py" for a in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [file.parent.joinpath(*a.name.split(".")).with_suffix(".py") for a in node.names]
     return frozenset(found)
 
 

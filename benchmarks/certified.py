@@ -11,6 +11,8 @@ import torch
 
 from estimators import Certificate, Hypergradient, NoBound, Problem, Record, Tree, certify, tree
 
+from .double import doubled, in_float64
+
 PRODUCTS = 30
 """Of each Krylov space: a point costs 7 times as many at most, whatever the number of estimators."""
 
@@ -28,8 +30,9 @@ def certificate(problem: Problem, records: Sequence[Record], hparams: Tree) -> C
     if (size := tree.size(record.end.params)) > MOST_PARAMS:
         return NoBound(reason=f"{size} parameters: more than {MOST_PARAMS}")
     if tree.dtype_of(record.end.params) != torch.float64:
-        end = record.end._replace(params=_double(record.end.params))
-        record, hparams = replace(record, end=end, states={}), _double(hparams)
+        end = record.end._replace(params=doubled(record.end.params))
+        record, hparams, problem = replace(record, end=end, states={}), doubled(hparams), in_float64(problem)
+        (stage,) = problem.stages
     return certify(problem.outer, stage, record, hparams, products=PRODUCTS)
 
 
@@ -40,7 +43,3 @@ def bound(found: Certificate | NoBound, answer: Hypergradient, estimator: Any) -
     content = asdict(found.bound(answer, estimator))
     known = content["relative"] < math.inf  # JSON has no infinity
     return content | {"relative": content["relative"] if known else None, "products": found.products}
-
-
-def _double(a: Tree) -> Tree:
-    return {k: x.double() for k, x in a.items()}

@@ -16,6 +16,7 @@ from tyro.conf import subcommand
 
 from .commands.advise import Advise, advise
 from .commands.again import Figures, Table, again
+from .commands.check import Check, check
 from .commands.claims import Claims, claims
 from .commands.compare import Compare, compare
 from .commands.names import List, show_list
@@ -28,6 +29,7 @@ from .commands.sweep import Sweep, sweep
 
 COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "run": (Run, run),
+    "check": (Check, check),
     "sweep": (Sweep, sweep),
     "show": (Show, show),
     "advise": (Advise, advise),

@@ -61,7 +61,7 @@ class Found:
         made = self.function(**given, **settings)
         if not isinstance(made, (Problem, Workload)):
             raise UnknownName(f"{self.name} returned {type(made).__name__}: return a Problem, or a Workload")
-        leaf = next(iter((made.problem if isinstance(made, Workload) else made).hparams.values()))
+        leaf = next(iter(problem_of(made).hparams.values()))
         if dtype is not None and leaf.dtype != dtype:
             raise UnknownName(
                 f"{self.name} is made in {leaf.dtype}, not in {dtype}: give it the parameter dtype, or leave --dtype out"
@@ -69,6 +69,16 @@ class Found:
         if leaf.device.type != torch.device(device).type:
             raise UnknownName(f"{self.name} is made on {leaf.device}, not on {device}: give it the parameter device")
         return made
+
+
+def problem_of(made: Problem | Workload) -> Problem:
+    """The problem of what a ``make`` returned."""
+    return made.problem if isinstance(made, Workload) else made
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` is that of a file, not of something registered."""
+    return name not in PROBLEMS and name not in WORKLOADS and (name.endswith(".py") or ".py:" in name)
 
 
 def find(name: str) -> Found:
@@ -101,7 +111,7 @@ def find(name: str) -> Found:
         raise UnknownName(
             f"{path} has no function {function!r}: write FILE.py:FUNCTION, with one that returns a Problem"
         )
-    return Found(name, made)
+    return Found(name if ".py:" in name else f"{name}:{function}", made)
 
 
 def settings(found: Found, pairs: Sequence[str]) -> dict[str, Any]:

@@ -81,6 +81,16 @@ def cells(
     return found
 
 
+def own_cells(estimators: Sequence[str], points: Sequence[Cell]) -> list[Cell]:
+    """Estimators on a problem of the user's.
+
+    Args:
+        estimators: registered names.
+        points: cells that say all but the estimator: one a seed, with the kind of reference that estimates are held against.
+    """
+    return [replace(p, estimator=e, **made(e, p.problem, "point")) for p in points for e in estimators]
+
+
 def settings_of(problem: str, conds: Sequence[float]) -> list[dict[str, Any]]:
     """What a problem is swept over."""
     if problem == "biased_regression":
@@ -90,16 +100,10 @@ def settings_of(problem: str, conds: Sequence[float]) -> list[dict[str, Any]]:
 
 @cache
 def _made(estimator: str, problem: str, kind: Kind, fields: str) -> tuple[str, str]:
-    from .problems import PROBLEMS
-    from .workloads import WORKLOADS
+    from .own_problem import find
 
     thing = with_fields(registry[estimator].estimator, json.loads(fields))
-    if kind == "advice":
-        from .own_problem import find
-
-        make = find(problem).function
-    else:
-        make = WORKLOADS[problem].make if kind == "meta" else PROBLEMS[problem].make
+    make = find(problem).function
     return built_as(thing), code_version(thing, make, kind)
 
 
@@ -108,7 +112,7 @@ def made(estimator: str, problem: str, kind: Kind, fields: Mapping[str, Any] | N
 
     Args:
         estimator: registered name.
-        problem: registered name; of a workload for "meta".
+        problem: registered name, of a workload for "meta"; or the user's own.
         kind: of the cell.
         fields: as `with_fields` takes them.
     """

@@ -37,7 +37,7 @@ def load(plugins: Sequence[str]) -> None:
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module that ``path``, an absolute one, holds: imported once.
+    """The module that ``path``, an absolute one, holds: imported once. It may import its neighbours.
 
     Raises:
         ModuleNotFoundError: there is no such file.
@@ -55,6 +55,8 @@ def load_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # it may import what lies beside it, as a script may
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -21,7 +21,7 @@ import torch
 
 from estimators import NotApplicableError, per_stage, registry
 
-from . import cells, failures, limits, meta_cells, peer_cells
+from . import cells, failures, limits, meta_cells, own_problem, own_reference, peer_cells
 from .advise import measure as advised
 from .cells import AUTOCAST, TOGETHER, Cell
 from .lifeline import die_at_end_of, die_with_parent
@@ -132,7 +132,7 @@ def work(todo: Sequence[Cell], desk: Desk, effort: dict[str, Any], *, together: 
         together: neighbouring cells of one instance are timed in turns if their kind can be, for a comparison that drift does
             not spoil.
     """
-    shared = _Shared()
+    shared = _Shared(desk.out)
     for group in groups(todo, together):
         if group[0].kind in TOGETHER:
             (meta_cells if group[0].kind == "meta" else peer_cells).measure(group, desk, effort)
@@ -159,21 +159,23 @@ def groups(todo: Sequence[Cell], together: bool) -> list[list[Cell]]:
 
 
 class _Shared:
-    """The instance that neighbouring cells share."""
+    """The instance that neighbouring cells share; ``out``: folder of the results."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path) -> None:
+        self._out = out
         self._key: tuple[str, ...] | None = None
         self._instance: Instance | None = None
 
     def of(self, cell: Cell) -> Instance:
-        from .problems import PROBLEMS
-
         if self._instance is None or self._key != cell.instance:
             self._instance = None  # the previous instance's memory goes first
-            problem = PROBLEMS[cell.problem].make(
+            made = own_problem.find(cell.problem).make(
                 seed=cell.seed, dtype=dtype_of(cell), device=cell.device, **cell.settings
             )
-            self._instance, self._key = Instance(problem), cell.instance
+            problem = own_problem.problem_of(made)
+            own = own_problem.is_own(cell.problem)
+            reference = functools.partial(own_reference.of, cell, problem, self._out) if own else None
+            self._instance, self._key = Instance(problem, reference), cell.instance
             gc.collect()
             gc.freeze()  # the collections around every measurement need not walk through torch, nor what it imported
         return self._instance

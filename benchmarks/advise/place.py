@@ -5,27 +5,22 @@ from __future__ import annotations
 import functools
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from estimators import HypergradientError, NotApplicableError, Problem, State, Tree, gradients, run, tree
 from estimators.error_bound import Certificate, NoBound, certify
 
 from ..cells import Cell
+from ..double import AGREE, doubled, promoted
 from ..measure import Category, Memory, memory_of
 from ..meta_step import WARM_STEPS, copied, settled
 from ..own_problem import Found, find
 from ..plan import UnknownName
 from ..workloads import Workload
-
-AGREE = 1e-2
-"""Relative difference up to which two losses are those of one problem in two precisions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,37 +157,14 @@ def in_float64(cell: Cell) -> tuple[Place, str]:
 
 def _converted(own: Place, _: Cell) -> Place:
     problem, stage, state = own.workload.problem, own.workload.stage, own.state
-    stage = replace(stage, loss=_promoted(stage.loss))
-    problem = replace(problem, stages=[stage], outer=_promoted(problem.outer), hparams=_double(problem.hparams))
-    state = state._replace(params=_double(state.params), slots=_double(state.slots))
+    stage = replace(stage, loss=promoted(stage.loss))
+    problem = replace(problem, stages=[stage], outer=promoted(problem.outer), hparams=doubled(problem.hparams))
+    state = state._replace(params=doubled(state.params), slots=doubled(state.slots))
     return replace(own, workload=replace(own.workload, problem=problem), state=state)
 
 
 def _remade(_: Place, cell: Cell) -> Place:
     return make(find(cell.problem), cell.settings, seed=cell.seed, dtype=torch.float64, device=cell.device)
-
-
-def _promoted(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def promoted(*args: Any) -> Tensor:
-        with _Promote():
-            return loss(*args)
-
-    return promoted
-
-
-class _Promote(TorchFunctionMode):
-    """Every operation takes its floating tensors in float64: batches and data that a loss holds in another dtype follow."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def promote(x: Tensor) -> Tensor:
-            return x.double() if x.dtype in (torch.float32, torch.bfloat16, torch.float16) else x
-
-        args, kwargs = tree_map_only(Tensor, promote, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-
-def _double(values: Any) -> Any:
-    return tree_map_only(Tensor, lambda x: x.detach().double() if x.is_floating_point() else x, values)
 
 
 def _agree(a: Place, b: Place) -> bool:
