@@ -35,7 +35,7 @@ def aside(function: Callable[..., T], *args: Any, seconds: float, on: str = "cpu
     to_tell.close()
     try:
         if not told.poll(seconds):
-            raise AsideError(f"it took more than {seconds:.0f} s")
+            raise AsideError(f"it took more than {seconds:g} s")
         fine, answer = told.recv()
     except EOFError:
         child.join()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +113,7 @@ def _surveyed(name: str, settings: dict[str, Any], wanted: Wanted, out: Path) ->
     if kept.is_file():
         return Survey(**json.loads(kept.read_text()))
     limit = max(wanted.timeout, CHECK_SECONDS)
-    report = report_on(
-        name, settings, dtype=wanted.dtype, device=wanted.device, full=wanted.check, seconds=limit
-    )
+    report = report_on(name, settings, dtype=wanted.dtype, device=wanted.device, full=wanted.check, seconds=limit)
     show(report, file=sys.stderr, quiet=True)
     if report.errors or report.survey is None:
         raise Refused(

@@ -47,6 +47,9 @@ def known(names: Iterable[str], among: Mapping[str, Any], what: str) -> tuple[st
     """
     names = tuple(names) or tuple(among)
     for name in names:
+        if name not in among and (name.endswith(".py") or ".py:" in name):
+            raise UnknownName(f"{name} is no {what}: name the problem before --{what}s")
+    for name in names:
         if name not in among:
             raise UnknownName(f"no {what} is called {name!r}; there are: {', '.join(among)}")
     return tuple(dict.fromkeys(names))

@@ -45,9 +45,7 @@ def first(case: Case) -> None:
                 "look for sqrt, log or division at 0",
             )
         trained |= set(names)
-    value, cotangent, direct = gradients(
-        lambda p, h: problem.outer(p, h), params, lam, wrt_params=params, wrt_hparams=lam
-    )
+    _, cotangent, direct = gradients(problem.outer, params, lam, wrt_params=params, wrt_hparams=lam)
     cut = _cuts(case.outer.called)
     if not cotangent and not direct:
         case.fail(
@@ -125,7 +123,7 @@ def _forward(case: Case, i: int, loss_tangent: Tree) -> None:
 
 
 def _unread(case: Case) -> None:
-    for i, (stage, record) in enumerate(zip(case.problem.stages, case.records, strict=True)):
+    for i, record in enumerate(case.records):
         skipped = list(record.skipped.values())
         idle = sorted(frozenset.intersection(*skipped)) if len(skipped) == len(record.losses) and skipped else []
         if idle:

@@ -127,7 +127,6 @@ def _tell(case: Case, idle: list[str]) -> None:
 
 def _why(case: Case, k: str) -> tuple[Level, str, str]:
     """(level, why ``k`` has no influence, what to change)."""
-    lam = problem_hparams(case)
     if _seen(case, k):
         if _moves(case, k):
             return (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from estimators import Tree, tree
+from estimators import Stage, Tree, tree
 from estimators.stage import run, scalar
 
 from .case import Case
@@ -26,7 +27,8 @@ def make(case: Case) -> None:
     for kind in ("dtype", "device"):
         if getattr(one, kind) != getattr(other, kind):
             case.fail(
-                f"start has the {kind} {getattr(one, kind)}, hparams {getattr(other, kind)}", "convert one with .to(...)"
+                f"start has the {kind} {getattr(one, kind)}, hparams {getattr(other, kind)}",
+                "convert one with .to(...)",
             )
     again = case.make()
     start = again.start if isinstance(again.start, dict) else again.start.params
@@ -61,7 +63,7 @@ def losses(case: Case) -> None:
                     "function of the step alone",
                     "batches = list(loader) once, then stream=lambda t: batches[t % len(batches)]",
                 )
-        values, watch, draws = watched(lambda stage=stage: [stage.objective(t)(params, lam) for t in steps])  # type: ignore[misc]
+        values, watch, draws = watched(partial(_values, stage, params, lam, steps))
         case.inner.append(watch)
         if draws.torch and stage.seed is None:
             case.fail(
@@ -79,7 +81,7 @@ def losses(case: Case) -> None:
                 f"{what} is {[float(v) for v in values]} at the start",
                 "look for log, sqrt or division at 0, and at the data",
             )
-        again = [stage.objective(t)(params, lam) for t in steps]
+        again = _values(stage, params, lam, steps)
         if not _close(values, again):
             case.fail(
                 f"{what} gives {float(again[0]):.8g} where it gave {float(values[0]):.8g} before, for the same step, parameters and "
@@ -101,6 +103,10 @@ def losses(case: Case) -> None:
             "build the losses with from_module, which leaves the module as it is",
         )
     case.add("ok", "losses and streams give the same whenever they are asked")
+
+
+def _values(stage: Stage, params: Tree, lam: Tree, steps: range) -> list[Tensor]:
+    return [stage.objective(t)(params, lam) for t in steps]
 
 
 def remarks(case: Case) -> None:

@@ -98,7 +98,7 @@ def drawing() -> Iterator[Draws]:
 
 
 def _torch_states() -> list[Tensor]:
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    used = torch.cuda.is_initialized()
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if used else [])]
 
 
