@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import html
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from estimators import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -52,6 +55,13 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
         assert not re.search(r"url\(\s*[\"']?(?:https?:)?//", text), page.name
 
 
+def test_every_estimator_is_on_the_site_with_what_it_claims(site: Path) -> None:
+    page = html.unescape(re.sub(r"<[^>]+>", "", (site / "estimators.html").read_text(encoding="utf-8")))
+    for name, (_, claim) in registry.items():
+        for said in (name, claim.of, claim.bias, claim.citation):
+            assert said.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}") in page, (name, said)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
@@ -75,6 +85,10 @@ def test_pages_open_offline_with_no_error_and_nothing_cut(site: Path, browser: A
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than {width} pixels"
         broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
         assert broken == [], name
+        flat = page.evaluate(
+            "[...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height < 5).length"
+        )
+        assert flat == 0, f"{flat} equations of {name} are not drawn"
     page.close()
     assert said == []
     assert [url for url in asked if not url.startswith("file:")] == []
