@@ -189,7 +189,7 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
 
     error: relative to the truth, or, of an estimate that is scaled by definition, the distance of the directions, 2 sin(angle / 2)
     (the sine itself would call the opposite direction right); of a path, the distance left at its end. error_on_run: to the exact
-    derivative of the steps taken. time: relative to plain training, or to a gradient. peak, kept: bytes.
+    derivative of the steps taken, of an estimator that is after that. time: relative to plain training, or to a gradient. peak, kept: bytes.
     """
     direction = 2 * np.sin(np.radians(frame["angle"].astype(float)) / 2)
     scaled = frame["scale"].notna() & frame["scale"].ne("true")
@@ -199,7 +199,7 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
     for other in (frame["run_ratio"], 1 / frame["throughput_ratio"].astype(float), frame["to_first"]):
         time = time.fillna(other)
     return pd.DataFrame({
-        "error": error, "error_on_run": frame["run_error"].astype(float), "time": time,
+        "error": error, "error_on_run": frame["run_error"].astype(float).where(frame["target"].eq("run")), "time": time,
         "peak": frame["peak_bytes"].fillna(frame["meta_peak"]).astype(float), "kept": frame["kept_bytes"].astype(float),
     })  # fmt: skip
 
