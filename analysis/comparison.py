@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,9 @@ OTHER_FLOOR = 1e-2
 ERRORS = {"error": "error", "error on the run": "error_on_run"}
 BYTES = {"peak bytes": "peak", "kept bytes": "kept"}
 MEASURES = (*ERRORS.values(), "time", *BYTES.values())
+
+SAID = ("status", "failure", "reason", "built", "truth")
+"""Columns that are kept of both."""
 
 WORSE, BETTER, SAME, UNDECIDED, TOO_FEW = "worse", "better", "within the threshold", "not decided", "too few pairs"
 
@@ -107,6 +110,7 @@ class Compared:
         still_failing: number of cells that failed or were refused in both.
         appeared, disappeared: rows that one set alone has.
         rebuilt: rows of after whose estimator of the same name has other fields now (``built``), with ``built_before``.
+        retruthed: number of pairs whose errors are to different truths, and not compared.
     """
 
     comparisons: Sequence[Comparison]
@@ -117,7 +121,8 @@ class Compared:
     still_failing: int
     appeared: pd.DataFrame
     disappeared: pd.DataFrame
-    rebuilt: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rebuilt: pd.DataFrame
+    retruthed: int
 
     @property
     def worse(self) -> list[Comparison]:
@@ -142,24 +147,29 @@ def compare(
     shared = both[both["_merge"] == "both"]
     fine, was_fine = shared["status_after"].eq("ok"), shared["status_before"].eq("ok")
     pairs = shared[fine & was_fine]
+    same_truth = pairs["truth_before"].eq(pairs["truth_after"])
+    judged = pairs[same_truth]
     found = [
-        *_of_errors(pairs, thresholds),
+        *_of_errors(judged, thresholds),
         *_of_times(pairs, [*INSTANCE] if each_case else [*ESTIMATOR]),
         *_of_bytes(pairs, thresholds),
     ]
-    was = np.isfinite(pairs[[f"{m}_before" for m in ERRORS.values()]]).to_numpy()
-    lost = (was & ~np.isfinite(pairs[[f"{m}_after" for m in ERRORS.values()]]).to_numpy()).any(axis=1)
+    was, now = (
+        np.isfinite(judged[[f"{m}_{side}" for m in ERRORS.values()]]).to_numpy() for side in ("before", "after")
+    )
+    lost = (was & ~now).any(axis=1)
     changed = pairs["built_before"].ne(pairs["built_after"]) & pairs["built_before"].ne("")
     return Compared(
         comparisons=_judged(found, thresholds),
         pairs=len(pairs),
         newly_failing=_side(shared[was_fine & ~fine], "after"),
         now_working=_side(shared[fine & ~was_fine], "before"),
-        lost=_side(pairs[lost], "after"),
+        lost=_side(judged[lost], "after"),
         still_failing=int((~fine & ~was_fine).sum()),
         appeared=_side(both[both["_merge"] == "right_only"], "after"),
         disappeared=_side(both[both["_merge"] == "left_only"], "before"),
         rebuilt=_side(pairs[changed], "after").assign(built_before=pairs.loc[changed, "built_before"]),
+        retruthed=int((~same_truth).sum()),
     )
 
 
@@ -213,10 +223,8 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     key = [*INSTANCE, "seed"]
     sides = []
     for frame in (before, after):
-        kept = [c for c in ("status", "failure", "reason", "built") if c in frame.columns]
-        side = pd.concat([frame[[*key, *kept]], measured(frame)], axis=1)
-        side = side.reindex(columns=[*key, "status", "failure", "reason", "built", *MEASURES])
-        texts = [*key[:-1], "failure", "reason", "built"]
+        side = pd.concat([frame[[*key, *SAID]], measured(frame)], axis=1)
+        texts = [*INSTANCE, *SAID]
         side[texts] = side[texts].astype(object).where(side[texts].notna(), "")  # a missing value has no equal
         newest = frame["finished"].fillna("").argsort(kind="stable")
         sides.append(side.iloc[newest].drop_duplicates(key, keep="last").sort_index())
@@ -225,7 +233,7 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 def _side(rows: pd.DataFrame, side: str) -> pd.DataFrame:
     """The key and what one of the two says beside it."""
-    mine = {f"{c}_{side}": c for c in ("status", "failure", "reason", "built")}
+    mine = {f"{c}_{side}": c for c in SAID}
     return rows[[*INSTANCE, "seed", *mine]].rename(columns=mine)
 
 

@@ -171,6 +171,10 @@ def _cells(found: Compared, console: Console) -> None:
                 for case, seeds in group.groupby("case", sort=False)["seed"]
             )
             console.print(f"  {who} on {cases}{f': {why}' if why else ''}", markup=False, soft_wrap=True)
+    if found.retruthed:
+        console.print(
+            f"{found.retruthed} pairs have errors to different truths: these are not compared", style="yellow"
+        )
     if found.still_failing:
         console.print(f"{found.still_failing} cells failed or were refused both times", style="dim")
 

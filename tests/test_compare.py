@@ -36,7 +36,7 @@ def content(cell: Cell, commit: str = OLD) -> dict[str, Any]:
             "cosine": 1 - error**2 / 2, "relative_error": 1.0 if scale == "lr" else error, "direction_error": error,
             "angle": float(np.degrees(np.arcsin(min(1, error)))), "norm_ratio": 1.0,
         },
-        accuracy_on_run={"relative_error": 1e-8},
+        truth="closed form", accuracy_on_run={"relative_error": 1e-8},
         cost={
             "seconds": 1e-3, "time_ratio": 10 * float(np.exp(0.05 * rng.standard_normal())), "peak_bytes": 1000, "kept_bytes": 0,
             "products": 3, "gradients": 1, "matvecs": 2,
@@ -259,6 +259,16 @@ def test_what_came_and_went_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_an_estimator_built_otherwise_is_compared_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = run(tmp_path, capsys, lambda row: at(row, "cg") and row["config"].update(built="cg(steps=3)"))
     assert status == 0 and "built otherwise: 6 cells" in text and "cg() became cg(steps=3)" in text
+
+
+def test_errors_to_different_truths_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(row: dict[str, Any]) -> None:
+        if at(row, "cg", 2):
+            row["truth"] = "CG to 1e-10 in float64"
+            row["accuracy"]["relative_error"] = None if row["config"]["seed"] else 0.9
+
+    status, text = run(tmp_path, capsys, change)
+    assert status == 0 and "3 pairs have errors to different truths" in text
 
 
 def test_other_machines_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
