@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import html
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from estimators import registry
@@ -123,3 +125,18 @@ def test_the_examples_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pyte
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
         assert runner.run(test, out=said.append, clear_globs=False).failed == 0, "".join(said)
         names = test.globs
+
+
+def test_measured_errors_are_medians_and_what_was_refused_keeps_its_reason() -> None:
+    spec = importlib.util.spec_from_file_location("measured", DOCS / "measured.py")
+    assert spec is not None and spec.loader is not None
+    measured = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measured)
+    fine = {"status": "ok", "commit": "c0ffee", "scale": "lr", "relative_error": 9.0, "products": 1, "gradients": 0}
+    costs = {"time_ratio": 2.0, "kept_ratio": 0.0}
+    rows = [{**fine, **costs, "angle": angle} for angle in (10.0, 40.0, 20.0)]
+    found = measured.summary(pd.DataFrame([*rows, {"status": "failed", "commit": "c0ffee", "reason": "NaN"}]))
+    assert (found["kind"], found["error"], found["low"], found["high"]) == ("angle", 20.0, 10.0, 40.0)
+    assert found["seeds"] == "3 of 4"
+    refused = pd.DataFrame([{"status": "refused", "reason": "two stages", "commit": "c0ffee"}])
+    assert measured.summary(refused)["reason"] == "refused: two stages"
