@@ -282,7 +282,7 @@ def test_a_claim_that_does_not_hold_is_in_the_summary(tmp_path: Path) -> None:
     (tmp_path / "animals.json").write_text(json.dumps(study))
     made = page(tmp_path, out=tmp_path / "report.html")
     assert "1 of 2 claims hold, in 1 study." in made.text
-    assert "animals: does not hold: pigs fly (0 of 3)." in made.text
+    assert "animals : does not hold: pigs fly (0 of 3)." in made.text
     assert made.pack["r0/animals.json"] == (tmp_path / "animals.json").read_text()
 
 

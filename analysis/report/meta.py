@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import advice, peer_tables
+from .. import advice, peer_tables, published
 from ..meta_tables import SAME, size
 from .grid import SOURCES, Column, Grid, count, number
 from .lines import collect, why
@@ -19,6 +19,8 @@ MEASURES = {
     "memory_ratio": True,
     "meta_peak": True,
 }
+
+PAPER = f"what {published.CITATION} report in Table 8 (AGNews): other hardware, other code, other data; 2 GPUs relative to plain training on one"
 
 META = (
     Column(key="estimator", head="estimator", about="its registered name", facet=True),
@@ -40,6 +42,8 @@ META = (
     ),
     Column(key="memory_ratio", head="peak / plain", better="less", write="{:.2f}".format, spread=True, about="peak memory relative to plain training"),
     Column(key="meta_peak", head="peak", better="less", write=size, about="exact peak of live tensor bytes of one rank, parameters and optimizer included"),
+    Column(key="paper_throughput", head="Table 8: throughput / plain", better="more", write="{:.3g}".format, about=PAPER),
+    Column(key="paper_memory", head="Table 8: peak / plain", better="less", write="{:.2f}".format, about=PAPER),
     Column(key="split", head="made of", about="shares of the peak in percent"),
     Column(key="outcome", head="outcome", about="what the estimator said of itself, or why there are no figures"),
 )  # fmt: skip
@@ -57,10 +61,22 @@ def grid(frame: pd.DataFrame, name: str) -> Grid | None:
         if len(ids) == 1 and lines.at[i, "status"] == "ok":
             for end in ("low", "high"):
                 lines.at[i, f"throughput_ratio_{end}"] = by_id.loc[ids[0], f"throughput_ratio_{end}"]
+    papers = [_paper(by_id.loc[ids[0]]) for ids in lines[SOURCES]]
+    lines["paper_throughput"], lines["paper_memory"] = ([p[i] for p in papers] for i in (0, 1))
+    columns = [c for c in META if not c.key.startswith("paper") or lines[c.key].notna().any()]
     return Grid(
-        name=name, title="Throughput and memory of meta steps", columns=META, frame=lines,
+        name=name, title="Throughput and memory of meta steps", columns=columns, frame=lines,
         notes=["A meta step is some training steps, the hypergradient at their end and the update of the hyperparameters."],
     )  # fmt: skip
+
+
+def _paper(row: pd.Series) -> tuple[float, float]:
+    """(throughput, memory) of the paper's row, NaN if it has none."""
+    nothing = (float("nan"), float("nan"))
+    if pd.isna(row["unroll"]):
+        return nothing
+    theirs = published.find(row["problem"], row["name"], int(row["unroll"]), int(row["workers"]))
+    return nothing if theirs is None else published.TABLE_8[theirs]
 
 
 def _split(splits: list[Mapping[str, float] | None]) -> str:
@@ -73,9 +89,12 @@ def _split(splits: list[Mapping[str, float] | None]) -> str:
 
 PEERS = (
     Column(key="library", head="library", about="and its version", facet=True),
-    Column(key="what", head="task", about="what every library did", facet=True),
+    Column(key="what", head="task", about="what every library did, and the number of products or steps", facet=True),
+    Column(key="case", head="problem", about="on what", facet=True),
     Column(key="variant", head="how", about="the interface that was called"),
     Column(key="dtype", head="dtype", about="precision", facet=True),
+    Column(key="device_asked", head="device", about="as it was asked for", facet=True),
+    Column(key="seed", head="seed", about="of the problem", write=count, facet=True),
     Column(key="relative_error", head="error", better="less", write="{:.1e}".format, about="relative, to the same definition in float64 by plain autograd"),
     Column(key="cosine", head="cosine", better="more", write="{:.4f}".format, about="to the same"),
     Column(key="ms", head="ms", better="less", write=number, about="median of calls taken in turn"),
@@ -88,19 +107,23 @@ PEERS = (
 
 def peers_grid(frame: pd.DataFrame, name: str) -> Grid | None:
     """Of this library beside others, None if that was not asked."""
-    found = [rows.assign(what=peer_tables.title(rows)) for rows in peer_tables.tasks(frame)]
+    found = peer_tables.tasks(frame)
     if not found:
         return None
     rows = pd.concat(found)
     parts = rows["estimator"].str.partition(": ")
     lines = rows.assign(
         library=parts[0] + rows["version"].map(lambda v: f" {v}" if pd.notna(v) and v != "no metadata" else ""), variant=parts[2],
-        ms=rows["seconds"] * 1e3, mib=rows["peak_bytes"] / 2**20, outcome=[_remarks(r) for _, r in rows.iterrows()],
+        what=[f"{m}, {n:.0f}" for m, n in zip(rows["method"], rows["products_or_steps"], strict=True)], ms=rows["seconds"] * 1e3, mib=rows["peak_bytes"] / 2**20, outcome=[_remarks(r) for _, r in rows.iterrows()],
         **{SOURCES: rows["id"].map(lambda i: [i])},
     )  # fmt: skip
+    about = [
+        f"{m}, {n:.0f}: {peer_tables.ABOUT[m].format(n=int(n))}."
+        for m, n in dict.fromkeys(zip(rows["method"], rows["products_or_steps"], strict=True))
+    ]
     return Grid(
         name=name, title="Beside other libraries", columns=PEERS, frame=lines,
-        notes=[f"An answer whose error is above {peer_tables.WRONG:g} is off: its cost is no yardstick."],
+        notes=[*about, f"An answer whose error is above {peer_tables.WRONG:g} is off: its cost is no yardstick."],
     )  # fmt: skip
 
 
@@ -125,6 +148,10 @@ ADVICE = (
 )  # fmt: skip
 
 
+KEPT = ("error", "error_low", "error_high", "cosine", "time", "peak", "products", "status")
+"""What the lines have from `advice.candidates`."""
+
+
 def advice_grid(frame: pd.DataFrame, name: str) -> Grid | None:
     """Of the candidates of `advise`, None if it was not asked."""
     found = []
@@ -133,29 +160,23 @@ def advice_grid(frame: pd.DataFrame, name: str) -> Grid | None:
         ids = mine.groupby("estimator")["id"].agg(list)
         for label, row in advised.rows.iterrows():
             said = ", ".join(row["outcomes"]) or f"{row['status']}: {row['reason']}"
-            verdict = (
-                "recommended"
-                if label == advised.choice
-                else "control"
-                if row["control"]
-                else "fits"
-                if row["fits"]
-                else "does not fit"
-            )
-            line: dict[str, Any] = dict(
-                row[["error", "error_low", "error_high", "cosine", "time", "peak", "products", "status"]]
-            )
-            found.append(
-                line
-                | {
-                    "case": case,
-                    "dtype": dtype,
-                    "label": label,
-                    "verdict": verdict,
-                    "outcome": said,
-                    SOURCES: ids[label],
-                }
-            )
+            line: dict[str, Any] = dict(row[list(KEPT)])
+            own = {
+                "case": case,
+                "dtype": dtype,
+                "label": label,
+                "verdict": _verdict(row, label == advised.choice),
+                "outcome": said,
+            }
+            found.append(line | own | {SOURCES: ids[label]})
     if not found:
         return None
     return Grid(name=name, title="Candidates of the advice", columns=ADVICE, frame=pd.DataFrame(found), notes=[])
+
+
+def _verdict(row: pd.Series, chosen: bool) -> str:
+    if chosen:
+        return "recommended"
+    if row["status"] not in ("ok", "discarded"):
+        return "no estimate"
+    return "control" if row["control"] else "fits" if row["fits"] else "does not fit"

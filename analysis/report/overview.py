@@ -11,6 +11,7 @@ from ..advice import distance
 from .grid import SOURCES, Column, Grid, count, number
 from .lines import why
 from .runs import Run
+from .words import counted
 
 STATUSES = {
     "ok": ("succeeded", "succeeded"),
@@ -33,7 +34,9 @@ def sentences(run: Run) -> list[str]:
         if when:
             said.append(f"Measured {when[0]}{f' to {when[-1]}' if when[-1] != when[0] else ''}.")
     if run.studies:
-        said.append(f"{len(run.studies)} studies: {', '.join(found.name for _, found in run.studies)}.")
+        said.append(
+            f"{counted(len(run.studies), 'study', 'studies')}: {', '.join(found.name for _, found in run.studies)}."
+        )
     return said or ["There are no results in this folder."]
 
 
@@ -70,7 +73,7 @@ def cautions(run: Run) -> list[str]:
         said.append(f"{dirty} of {len(frame)} results are of code with changes that are in no commit.")
     if run.skipped:
         said.append(
-            f"{len(run.skipped)} files could not be read and are left out; they are listed with the environment."
+            f"{counted(len(run.skipped), 'file')} could not be read and left out: see below, with the environment."
         )
     return said
 

@@ -71,7 +71,7 @@ function filter(name) {
     count += !row.hidden;
   }
   const total = table.tBodies[0].rows.length;
-  document.querySelector(`[data-count="${quoted}"]`).textContent = count === total ? `${total} lines` : `${count} of ${total} lines`;
+  document.querySelector(`[data-count="${quoted}"]`).textContent = (count === total ? "" : `${count} of `) + (total === 1 ? "1 line" : `${total} lines`);
 }
 for (const input of all("[data-filter]")) {
   input.addEventListener("input", () => filter(input.dataset.filter));

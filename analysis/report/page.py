@@ -71,5 +71,5 @@ def _told(run: Run, prefix: str) -> list[tuple[Grid, list[Finding]]]:
             told.append((grid, say(frame, grid)))
     claims = overview.claims(run, f"{prefix}-claims")
     if claims is not None:
-        told.append((claims, words_cost.of_studies([found for _, found in run.studies])))
+        told.append((claims, words_cost.of_studies([found for _, found in run.studies], claims)))
     return told

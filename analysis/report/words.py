@@ -104,7 +104,7 @@ def of_points(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
         found.insert(0, _together([one for _, _, one in told], tried))
     if pairs:
         said = (
-            f"Winners are compared with runners-up seed by seed (exact permutation test): {_counted(len(pairs), 'comparison')}, corrected "
+            f"Winners are compared with runners-up seed by seed (exact permutation test): {counted(len(pairs), 'comparison')}, corrected "
             f"together (Holm). So many can show a difference from {seeds_for(len(pairs))} seeds on."
         )
         found.append(Finding("How they are compared", [[Part(said)]]))
@@ -148,7 +148,7 @@ def _told(rows: pd.DataFrame, lines: pd.DataFrame) -> Told:
     lines = lines[lines["status"].eq("ok") & lines.index.isin(rows["estimator"].unique())]
     told, seeds = Told(), rows["seed"].nunique()
     truth = ", ".join(dict.fromkeys(rows["truth"].dropna())) or "unknown"
-    told.sentences.append([Part(f"{_counted(len(lines), 'estimator')}, {_counted(seeds, 'seed')}; truth: {truth}.")])
+    told.sentences.append([Part(f"{counted(len(lines), 'estimator')}, {counted(seeds, 'seed')}; truth: {truth}.")])
     if rows["size_hparams"].max() == 1:
         told.sentences.append(
             [Part("There is one hyperparameter: its direction is but a sign, and an error is 0 or 2.")]
@@ -251,8 +251,9 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
     return [p for part in parts for p in (Part(", "), part)][1:]
 
 
-def _counted(n: int, word: str) -> str:
-    return f"{n} {word}{'s' * (n != 1)}"
+def counted(n: int, word: str, several: str | None = None) -> str:
+    """A number and what it counts."""
+    return f"{n} {word if n == 1 else several or word + 's'}"
 
 
 def _floor() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -12,7 +11,7 @@ from ..meta_tables import SAME, size
 from ..studies import Found
 from ..style import OURS
 from .grid import Grid
-from .words import Finding, Part, Sentence, controls
+from .words import Finding, Part, Sentence, controls, counted
 
 
 def of_meta_steps(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
@@ -113,26 +112,26 @@ def of_advice(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
     return found
 
 
-def of_studies(found: Sequence[Found]) -> list[Finding]:
+def of_studies(found: Sequence[Found], grid: Grid) -> list[Finding]:
     """How many claims hold, and each that does not."""
-    if not found:
-        return []
-    held = Counter(bool(c["holds"]) for f in found for c in f.claims)
+    lines = grid.frame
+    held = int(lines["holds"].eq("yes").sum())
     sentences: list[Sentence] = [
         [
             Part(
-                f"{held[True]} of {held.total()} claims hold, in {len(found)} {'study' if len(found) == 1 else 'studies'}."
+                f"{held} of {lines['holds'].ne('failed').sum()} claims hold, in {counted(len(found), 'study', 'studies')}."
             )
         ]
     ]
-    for f in found:
-        if not f.ok:
-            sentences.append([Part(f"{f.name} failed: {f.content['reason']}")])
-        elif not f.content["defaults"]:
-            sentences.append(
-                [Part(f"{f.name} was not run at its default settings, which its thresholds are meant for.")]
-            )
-        sentences += [
-            [Part(f"{f.name}: does not hold: {c['text']} ({c['measured']}).")] for c in f.claims if not c["holds"]
-        ]
+    others = [f.name for f in found if not f.content["defaults"]]
+    if others:
+        sentences.append(
+            [Part(f"Not run at the default settings, which the thresholds are meant for: {', '.join(others)}.")]
+        )
+    for i, (_, line) in enumerate(lines.iterrows()):
+        place, study = f"{grid.name}-{i}", str(line["study"])
+        if line["holds"] == "no":
+            sentences.append([Part(study, place), Part(f": does not hold: {line['text']} ({line['measured']}).")])
+        elif line["holds"] == "failed":
+            sentences.append([Part(study, place), Part(f" failed: {line['measured']}")])
     return [Finding("Claims", sentences)]
