@@ -21,6 +21,7 @@ MAIN_JOB = ("biased_regression", "two_stage_quadratic", "digits_mwn", "digits_wi
 SMALL: dict[str, dict[str, Any]] = {
     "digits_mwn": {"hidden": 10, "steps": 30, "weight_hidden": 30, "l2": 2e-2},
     "digits_wide": {"hidden": 10, "steps": 30, "l2": 2e-2},
+    "digits_example": {"hidden": 10, "steps": 30, "l2": 2e-2, "lr": 0.05},
     "digits_tasks": {"hidden": 4, "steps": 12},
 }
 """Sizes at which the costly references, the whole Hessian and forward mode, take part on a laptop; and enough decay for
@@ -64,8 +65,10 @@ def cells(
     dtype: str,
     meta_steps: int,
     device: str = "cpu",
+    paths: Sequence[str] = ("biased_regression",),
 ) -> list[Cell]:
-    """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths."""
+    """Points: problems x settings x seeds x estimators, in the order in which runs are shared. Then the paths, of the first seed, on
+    those of ``problems`` that ``paths`` names."""
     found = [
         Cell(estimator=e, problem=p, settings=settings, seed=seed, dtype=dtype, device=device, **made(e, p, "point"))
         for p in problems
@@ -73,12 +76,14 @@ def cells(
         for seed in seeds
         for e in estimators
     ]
-    if meta_steps and "biased_regression" in problems:
+    if meta_steps:
         found += [
             Cell(
-                estimator=e, problem="biased_regression", settings=dict(PATH), seed=seeds[0], dtype=dtype, device=device,
-                kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made(e, "biased_regression", "path"),
+                estimator=e, problem=p, settings=dict(PATH if p == "biased_regression" else SMALL.get(p, {})), seed=seeds[0],
+                dtype=dtype, device=device, kind="path", meta={"steps": meta_steps, "lr": META_LR}, **made(e, p, "path"),
             )
+            for p in problems
+            if p in paths
             for e in estimators
         ]  # fmt: skip
     return found

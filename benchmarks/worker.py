@@ -26,7 +26,7 @@ from .advise import measure as advised
 from .cells import AUTOCAST, TOGETHER, Cell
 from .lifeline import die_at_end_of, die_with_parent
 from .measure import busy, environment, load_average
-from .path import follow
+from .path import Observe, follow
 from .plan import with_fields
 from .plugins import load
 from .point import Effort, Instance, describe, measure
@@ -191,10 +191,18 @@ def _single(cell: Cell, desk: Desk, shared: _Shared, effort: Effort) -> None:
         return
     chosen = per_stage(with_fields(entry.estimator, cell.fields), len(instance.problem.stages))
     if cell.kind == "path":
-        content = follow(instance, chosen, entry.claim, **cell.meta)
+        content = follow(instance, chosen, entry.claim, observe=_watcher(cell, instance), **cell.meta)
     else:
         content = measure(instance, chosen, entry.claim, effort)
     desk.done(cell, content)
+
+
+def _watcher(cell: Cell, instance: Instance) -> Observe | None:
+    """What the cell's problem is watched for along a path."""
+    from .problems import PROBLEMS
+
+    registered = PROBLEMS[cell.problem].observe
+    return None if registered is None else registered(instance.problem)
 
 
 def dtype_of(cell: Cell) -> torch.dtype:

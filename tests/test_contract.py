@@ -36,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "digits_label_noise": {"steps": 6, "hidden": 2},
     "digits_mwn": {"steps": 12, "hidden": 2},
     "digits_wide": {"steps": 12, "hidden": 2},
+    "digits_example": {"steps": 12, "hidden": 2, "n_train": 20, "n_valid": 20, "batch": 10},
     "digits_tasks": {"steps": 12, "hidden": 2},
 }
 """Settings that make a problem quick; the laws hold at any size."""

@@ -34,6 +34,8 @@ from . import (
     study_tartan,
     study_young_adam,
     throughput_memory,
+    trajectories,
+    weights,
 )
 
 
@@ -63,6 +65,8 @@ FIGURES: dict[str, Drawing] = {
         "memory_split": memory_split,
         "peers": peers,
         "pareto": pareto,
+        "trajectories": trajectories,
+        "weights": weights,
     }.items()
 }
 

@@ -84,12 +84,19 @@ def _reason(row: pd.Series, values: Sequence[str], refusals: bool) -> str | None
     return "undefined: the answer is 0" if lost == ["angle"] and pd.notna(row["relative_error"]) else "not finite"
 
 
+ARROWS = {
+    "down": "↓ better", "up": "↑ better", "down left": "↙ better", "up left": "↖ better", "up right": "↗ better",
+    "to the dashes": "dashes: best",
+}  # fmt: skip
+
+
 def better(axes: Axes, where: str) -> None:
-    """Mark the direction of better: "down" or "up"."""
-    arrow = {"down": "↓ better", "up": "↑ better"}[where]
+    """Mark the direction of better above the panel: one of `ARROWS`, or "" where neither side is."""
+    if not where:
+        return
     axes.annotate(
-        arrow, (1.0, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
-        fontsize=6.5, color="#555555",
+        ARROWS[where], (1.0, 1.0), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", ha="right", va="bottom",
+        fontsize=6.5, color="#555555", gid="better",
     )  # fmt: skip
 
 

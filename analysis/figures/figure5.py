@@ -8,40 +8,46 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..style import WIDTH, look, order
-from .common import better, coinciding, handle, legend_below, missing, not_shown, one_dtype
+from .common import better, coinciding, handle, legend_below, missing, not_shown
+from .paths import one_path, series, wrapped
 
-VALUES = ("cosine", "distance")
+VALUES = ("cosine", "distance", "value")
 SAME_COSINE = 0.002
 SAME_DISTANCE = 0.005
 """Of the largest distance. Curves that differ by less than both are drawn as one."""
 
 
-ABOUT = "Each estimator followed by a meta optimizer: cosine to the true hypergradient, and distance to the optimum, by meta step."
+ABOUT = "Each estimator followed by a meta optimizer: cosine to the true hypergradient, and distance to the optimum (or outer loss)."
 
 
 def data(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row an estimator and meta step: cosine of the estimate there, distance before the step is taken."""
-    rows = _one_path(frame)[0]
+    """A row an estimator and meta step: cosine of the estimate there; distance and outer loss before the step is taken."""
+    rows = one_path(frame)[0]
     columns = ["id", "estimator", "case", "seed", "dtype"]
-    series = []
+    parts = []
     for _, row in rows[rows["status"] == "ok"].iterrows():
-        found = {value: pd.Series(_series(row[f"path_{value}"])) for value in VALUES}
+        found = {value: pd.Series(series(row[f"path_{value}"])) for value in VALUES}
         steps = range(max(len(y) for y in found.values()))
-        series.append(pd.DataFrame({**row[columns], "meta_step": steps, **found}))
+        parts.append(pd.DataFrame({**row[columns], "meta_step": steps, **found}))
     columns += ["meta_step", *VALUES]
-    return pd.concat(series, ignore_index=True)[columns] if series else pd.DataFrame(columns=columns)
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def draw(frame: pd.DataFrame) -> Figure | None:
-    """Left: cosine to the true hypergradient at each estimator's own lambda. Right: distance to the best lambda."""
-    cells, dtype, others = _one_path(frame)
+    """Left: cosine to the true hypergradient at each estimator's own lambda. Right: distance to the best lambda, or the outer loss
+    where no best one is known."""
+    cells, dtype, others = one_path(frame)
     rows = cells[cells["status"] == "ok"]
     if rows.empty:
         return None
     first = rows.iloc[0]
     names = list(rows["estimator"])
-    cosines = {n: _series(y) for n, y in zip(names, rows["path_cosine"], strict=True)}
-    distances = {n: _series(y) for n, y in zip(names, rows["path_distance"], strict=True)}
+    cosines = {n: series(y) for n, y in zip(names, rows["path_cosine"], strict=True)}
+    distances = {n: series(y) for n, y in zip(names, rows["path_distance"], strict=True)}
+    losses = {n: series(y) for n, y in zip(names, rows["path_value"], strict=True)}
+    what = "distance"
+    if not _finite(distances).size and _finite(losses).size:
+        what, distances = "outer loss", losses
     controls = set(rows.loc[rows["scale"] == "none", "estimator"])
     all_cosines, all_distances = _finite(cosines), _finite(distances)
     if not all_cosines.size and not all_distances.size:
@@ -62,7 +68,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
                 markevery=(2 * i % 10, 10), zorder=3 - i / 100, gid=group[0],
             )  # fmt: skip
     left.set(xlabel="meta step $t$", ylabel="cosine to the true\n" r"$\nabla_\lambda M$ at own $\lambda_t$")
-    right.set(xlabel="meta step $t$", ylabel=r"distance $\|\lambda_t-\lambda^*\|_2$")
+    ylabel = r"distance $\|\lambda_t-\lambda^*\|_2$" if what == "distance" else r"outer loss $M$ at own $\lambda_t$"
+    right.set(xlabel="meta step $t$", ylabel=ylabel)
     low = float(all_cosines.min(initial=1))
     left.set_ylim(min(0.0, low - 0.05) if low < 0.5 else low - 0.05, 1.05)
     reach = [y for n, y in distances.items() if n not in controls and np.isfinite(y).any()]
@@ -70,7 +77,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         span = max(float(np.nanmax(y)) for y in reach)
         right.set_ylim(0.95 * min(float(np.nanmin(y)) for y in reach), 1.05 * span)
     left.set_title("direction", loc="left")
-    right.set_title("distance to the optimum", loc="left")
+    right.set_title("distance to the optimum" if what == "distance" else "outer loss", loc="left")
     for axes, values in ((left, all_cosines), (right, all_distances)):
         axes.grid()
         if not values.size:
@@ -83,25 +90,11 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     if all_cosines.size:
         lost += _gaps(cosines, "cosine")
     if all_distances.size:
-        lost += _gaps(distances, "distance")
-    notes = [_length(first, distances), *not_shown([*lost, *others])]
-    legend_below(figure, [handle(g[0], names, _wrapped(g)) for g in groups], 2, notes)
+        lost += _gaps(distances, what)
+    steps = max(map(len, losses.values()))
+    notes = [_length(first, steps, distances if what == "distance" else {}), *not_shown([*lost, *others])]
+    legend_below(figure, [handle(g[0], names, wrapped(g)) for g in groups], 2, notes)
     return figure
-
-
-def _one_path(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
-    """The cells of one path, what a title adds about their dtype, and what is left out."""
-    cells, dtype, others = one_dtype(frame[frame["kind"] == "path"])
-    rows = cells[cells["status"] == "ok"]
-    if rows.empty:
-        return rows, dtype, others
-    first = rows.iloc[0]
-    others += [f"{case} (another path)" for case in dict.fromkeys(rows["case"]) if case != first["case"]]
-    return cells[(cells["case"] == first["case"]) & (cells["seed"] == first["seed"])], dtype, others
-
-
-def _series(values: object) -> np.ndarray:
-    return np.array(values, dtype=float) if isinstance(values, list) else np.array([])
 
 
 def _finite(curves: dict[str, np.ndarray]) -> np.ndarray:
@@ -129,18 +122,12 @@ def _gaps(curves: dict[str, np.ndarray], what: str) -> list[str]:
     return [f"{', '.join(who)} ({what}: {why})" for why, who in names.items()]
 
 
-def _length(first: pd.Series, distances: dict[str, np.ndarray]) -> str:
+def _length(first: pd.Series, steps: int, distances: dict[str, np.ndarray]) -> str:
     """What the paths are, and how little their ends say."""
-    text = f"one seed; {max(map(len, distances.values())) - 1} steps of Adam"
+    text = f"one seed; {steps} steps of Adam"
     if pd.notna(first["meta_lr"]):
         text += f", lr {first['meta_lr']:g}"
     shares = [y[-1] / y[0] for y in distances.values() if y.size and np.isfinite(y[[0, -1]]).all() and y[0] > 0]
     if shares and min(shares) > 0.1:
         text += ": far from converged, a shorter distance here is not a better gradient"
     return text
-
-
-def _wrapped(group: list[str]) -> str:
-    """Every name of a group whose curves coincide, three a line."""
-    lines = [" = ".join(group[i : i + 3]) for i in range(0, len(group), 3)]
-    return " =\n".join(lines)

@@ -61,7 +61,9 @@ class Run:
     no_check: Annotated[bool, FlagCreatePairsOff] = False
     """Measure a problem of your own without checking it."""
     meta_steps: int = 100
-    """Length of the paths of Figure 5 (biased_regression only); 0 leaves them out."""
+    """Length of the paths of Figure 5; 0 leaves them out."""
+    paths: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("biased_regression",)
+    """On which of the problems there are paths. Without a closed form a meta step also takes a float64 unroll."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: results/demo; results/own)")] = None
     """Folder for cells/, table.txt and figures/."""
     jobs: int = 1
@@ -141,6 +143,7 @@ def _todo(command: Run) -> tuple[list[Cell], Path]:
         dtype=command.dtype or "float64",
         device=command.device,
         meta_steps=command.meta_steps,
+        paths=plan.known(command.paths, PROBLEMS, "problem") if command.paths else (),
     )  # fmt: skip
     out = command.out or (OWN_OUT if own else DEFAULT_OUT)
     if out.exists() and not out.is_dir():

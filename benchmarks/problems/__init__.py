@@ -1,11 +1,12 @@
 """Problems to judge estimators on: one problem a file, one line each in `PROBLEMS`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
-from estimators import Problem
+from estimators import Problem, Tree
 
 from . import (
     biased_regression,
@@ -32,15 +33,18 @@ class ProblemEntry:
         make: keyword settings -> `Problem`. All take ``seed``, ``dtype`` and ``device``, and have defaults.
         about: one line: what it is.
         citation: its source.
+        observe: problem -> function of (parameters at the end of a run, hparams), whose JSON object a path records.
     """
 
     make: Callable[..., Problem]
     about: str
     citation: str
+    observe: Callable[[Problem], Callable[[Tree, Tree], Mapping[str, Any]]] | None = None
 
 
 def _entry(module: ModuleType, **settings: object) -> ProblemEntry:
-    return ProblemEntry(partial(module.make, **settings) if settings else module.make, module.ABOUT, module.CITATION)
+    make = partial(module.make, **settings) if settings else module.make
+    return ProblemEntry(make, module.ABOUT, module.CITATION, getattr(module, "observe", None))
 
 
 PROBLEMS: dict[str, ProblemEntry] = {
@@ -54,6 +58,7 @@ PROBLEMS: dict[str, ProblemEntry] = {
     "digits_label_noise": _entry(digits_label_noise),
     "digits_mwn": _entry(digits_reweighting, space="mwn"),
     "digits_wide": _entry(digits_reweighting, space="wide"),
+    "digits_example": _entry(digits_reweighting, space="example"),
     "digits_tasks": _entry(digits_tasks),
 }
 """name -> how to make it. The key is ``Problem.name``."""

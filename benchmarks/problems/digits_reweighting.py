@@ -43,7 +43,7 @@ With strong decay (l2 = 0.1, a useless classifier) cosines are +-.998 or beyond 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,16 +115,11 @@ def make(
         f"weight_hidden={weight_hidden}: at least 1, and only for the spaces 'mwn' and 'wide'",
     )
 
-    pixels, labels, train, rest, _ = _split(seed, n_train, n_valid)
     source = generator(seed)
-    inputs = torch.as_tensor(pixels, dtype=torch.float64) / 16
-    targets = torch.as_tensor(labels)
-    x, _ = store(inputs[train], dtype, device)
-    xv, _ = store(inputs[rest], dtype, device)
-    redrawn = torch.rand(n_train, generator=source) < noise
-    guesses = torch.randint(CLASSES, (n_train,), generator=source)
-    y = torch.where(redrawn, guesses, targets[train]).to(device)
-    yv = targets[rest].to(device)
+    drawn = _draw(source, seed, n_train, n_valid, noise)
+    x, _ = store(drawn.images, dtype, device)
+    xv, _ = store(drawn.valid_images, dtype, device)
+    y, yv = drawn.labels.to(device), drawn.valid_labels.to(device)
 
     start = _layers(source, "classifier", PIXELS, hidden, CLASSES)
     hparams, weigh = _outer_space(space, source, n_train, weight_hidden, detach)
@@ -152,7 +147,7 @@ def make(
         hparams={k: v.to(device=device, dtype=dtype) for k, v in hparams.items()},
         about=ABOUT,
         settings={
-            "seed": seed, "space": space, "noise": noise, "wrong_labels": int((y.cpu() != targets[train]).sum()),
+            "seed": seed, "space": space, "noise": noise, "wrong_labels": int(drawn.wrong.sum()),
             "n_train": n_train, "n_valid": n_valid, "hidden": hidden, "weight_hidden": weight_hidden, "steps": steps,
             "batch": batch, "rule": "adam", "lr": lr, "l2": l2, "detach": detach,
             "dim": sum(v.numel() for v in start.values()), "outer_dim": sum(v.numel() for v in hparams.values()),
@@ -176,6 +171,47 @@ def accuracy(params: Tree, images: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         logits = classify(params, images.to(params["classifier.0.weight"]))
     return float((logits.argmax(1).cpu() == labels).double().mean())
+
+
+def observe(problem: Problem) -> Callable[[Tree, Tree], dict[str, dict[str, list[float]]]]:
+    """What a path on ``problem`` is watched for: the weights that the training examples have, by whether their label is right.
+
+    Returns:
+        (parameters at the end of a run, hparams) -> {"weights": {"right": [...], "wrong": [...]}}, in the data's order.
+    """
+    given, source = problem.settings, generator(problem.settings["seed"])
+    drawn = _draw(source, given["seed"], given["n_train"], given["n_valid"], given["noise"])
+    _layers(source, "classifier", PIXELS, given["hidden"], CLASSES)  # drawn before the weight net
+    _, weigh = _outer_space(given["space"], source, given["n_train"], given["weight_hidden"], given["detach"])
+
+    def watched(params: Tree, hparams: Tree) -> dict[str, dict[str, list[float]]]:
+        like = params["classifier.0.weight"]
+        images, labels = drawn.images.to(like), drawn.labels.to(like.device)
+        with torch.no_grad():
+            each = cross_entropy(classify(params, images), labels)
+            weights = weigh(hparams, each, (images, labels, torch.arange(len(labels), device=like.device))).cpu()
+        return {"weights": {"right": weights[~drawn.wrong].tolist(), "wrong": weights[drawn.wrong].tolist()}}
+
+    return watched
+
+
+class _Drawn(NamedTuple):
+    """Images in float64, and labels; ``wrong`` are those of the training labels that noise has changed."""
+
+    images: Tensor
+    labels: Tensor
+    wrong: Tensor
+    valid_images: Tensor
+    valid_labels: Tensor
+
+
+def _draw(source: torch.Generator, seed: int, n_train: int, n_valid: int, noise: float) -> _Drawn:
+    pixels, classes, train, rest, _ = _split(seed, n_train, n_valid)
+    images, right = torch.as_tensor(pixels, dtype=torch.float64) / 16, torch.as_tensor(classes)
+    redrawn = torch.rand(n_train, generator=source) < noise
+    guesses = torch.randint(CLASSES, (n_train,), generator=source)
+    labels = torch.where(redrawn, guesses, right[train])
+    return _Drawn(images[train], labels, labels != right[train], images[rest], right[rest])
 
 
 def _split(seed: int, n_train: int, n_valid: int) -> tuple[Any, Any, list[int], list[int], list[int]]:
