@@ -39,7 +39,8 @@ def summary(group: pd.DataFrame) -> dict[str, object]:
         return {**same, "reason": f"{group['status'].iloc[0]}: {group['reason'].iloc[0]}"}
     by_length = fine["scale"].iloc[0] == "true"
     error = fine["relative_error" if by_length else "angle"]
-    medians = {name: fine[name].median() for name in ("products", "gradients", "time_ratio", "kept_ratio")}
+    medians = {name: fine[name].median() for name in ("products", "gradients", "time_ratio")}
+    medians["memory_ratio"] = (fine["peak_ratio"] + fine["kept_ratio"]).median()
     kind = "relative" if by_length else "angle"
     return {
         **same,

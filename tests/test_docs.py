@@ -133,10 +133,10 @@ def test_measured_errors_are_medians_and_what_was_refused_keeps_its_reason() -> 
     measured = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(measured)
     fine = {"status": "ok", "commit": "c0ffee", "scale": "lr", "relative_error": 9.0, "products": 1, "gradients": 0}
-    costs = {"time_ratio": 2.0, "kept_ratio": 0.0}
+    costs = {"time_ratio": 2.0, "kept_ratio": 1.0, "peak_ratio": 2.0}
     rows = [{**fine, **costs, "angle": angle} for angle in (10.0, 40.0, 20.0)]
     found = measured.summary(pd.DataFrame([*rows, {"status": "failed", "commit": "c0ffee", "reason": "NaN"}]))
     assert (found["kind"], found["error"], found["low"], found["high"]) == ("angle", 20.0, 10.0, 40.0)
-    assert found["seeds"] == "3 of 4"
+    assert (found["seeds"], found["memory_ratio"]) == ("3 of 4", 3.0)
     refused = pd.DataFrame([{"status": "refused", "reason": "two stages", "commit": "c0ffee"}])
     assert measured.summary(refused)["reason"] == "refused: two stages"

@@ -117,16 +117,16 @@ def measured(names: list[str]) -> Iterable[str]:
     """Markdown: one row an estimator, one column a problem, and what it cost."""
     with MEASURED.open(encoding="utf-8", newline="") as file:
         found = {(row["estimator"], row["problem"]): row for row in csv.DictReader(file)}
-    yield f"| name | {' | '.join(PROBLEMS.values())} | products | gradients | time / gradient |"
-    yield "|---" * (len(PROBLEMS) + 4) + "|"
+    yield f"| name | {' | '.join(PROBLEMS.values())} | products | gradients | time / gradient | memory / gradient |"
+    yield "|---" * (len(PROBLEMS) + 5) + "|"
     for name in names:
         rows = {case: found[name, case] for case in (COST, *PROBLEMS) if (name, case) in found}
         if not rows:
-            yield f"| `{name}` | not measured here |" + " |" * (len(PROBLEMS) + 2)
+            yield f"| `{name}` | not measured here |" + " |" * (len(PROBLEMS) + 3)
             continue
         cost = next((row for row in rows.values() if not row["reason"]), dict.fromkeys(next(iter(rows.values())), ""))
         errors = " | ".join(_error(rows.get(case)) for case in PROBLEMS)
-        spent = " | ".join(_number(cost[key]) for key in ("products", "gradients", "time_ratio"))
+        spent = " | ".join(_number(cost[key]) for key in ("products", "gradients", "time_ratio", "memory_ratio"))
         yield f"| `{name}` | {errors} | {spent} |"
 
 
