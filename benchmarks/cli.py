@@ -20,6 +20,7 @@ from .commands.check import Check, check
 from .commands.claims import Claims, claims
 from .commands.compare import Compare, compare
 from .commands.names import List, show_list
+from .commands.new import New, new
 from .commands.peers import Peers, peers
 from .commands.report import Report, report
 from .commands.run import Run, run
@@ -30,6 +31,7 @@ from .commands.sweep import Sweep, sweep
 COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "run": (Run, run),
     "check": (Check, check),
+    "new": (New, new),
     "sweep": (Sweep, sweep),
     "show": (Show, show),
     "advise": (Advise, advise),

@@ -45,7 +45,7 @@ class Grid:
         kind: "point" (error and cost of one hypergradient) or "meta" (throughput and memory of a meta step); "advice" is no
             sweep, but what `hypergradbench advise` saves.
         estimators: registered names.
-        problems: registered names; of workloads for "meta".
+        problems: registered names, of workloads for "meta"; or ``file.py:function`` of the user's for "point".
         seeds: of the problems.
         dtypes: "float64", "float32", or for "meta" `AUTOCAST`.
         devices: "cpu", "cuda", "cuda:1", ...
@@ -161,7 +161,7 @@ class _Reader:
         from .workloads import WORKLOADS
 
         kind = self.choice("kind", tuple(KINDS), "point")
-        among: Mapping[str, Any] = WORKLOADS if kind == "meta" else PROBLEMS
+        among: Mapping[str, Any] = WORKLOADS if kind == "meta" else PROBLEMS | self.own_problems()
         estimators = self.names("estimators", registry, "estimator")
         problems = self.names("problems", among, "workload" if kind == "meta" else "problem")
         makes = {p: among[p].make for p in problems}
@@ -250,6 +250,18 @@ class _Reader:
             if name not in among:
                 self.fail(key, f"no {what} is called {name!r}; there are: {', '.join(among)}")
         return tuple(names)
+
+    def own_problems(self) -> dict[str, Any]:
+        """name -> entry, of those that are functions in files of the user's."""
+        from .own_problem import find, is_own
+        from .problems import ProblemEntry
+
+        asked = self.get("problems", [])
+        names = [n for n in ([asked] if isinstance(asked, str) else asked) if isinstance(n, str) and is_own(n)]
+        try:
+            return {n: ProblemEntry(find(n).function, n, "") for n in names}
+        except UnknownName as error:
+            self.fail("problems", str(error))
 
     def word(self, key: str, default: str) -> str:
         value = self.get(key, default)

@@ -9,6 +9,7 @@ from .estimator import Cost, Estimator, ExtraUpdate, Hypergradient, MeanOf, Pull
 from .forward import Forward
 from .greedy import Greedy
 from .implicit import Implicit
+from .loaders import from_loaders
 from .meta_head import MetaHead, RidgeFit, StepsFit
 from .module import ModuleLoss, from_module
 from .multitask import MultiTask
@@ -74,7 +75,7 @@ __all__ = [
     "Live", "MeanOf", "MetaHead", "ModuleLoss", "Momentum", "MultiTask", "Muon", "NAdam", "Neumann", "NoBound", "NonFiniteError",
     "NotApplicableError", "Nystrom", "Outcome", "Plain", "Problem", "Product", "Pullback", "RAdam", "RMSprop",
     "Random", "Record", "RidgeFit", "Rule", "Scheduled", "Solution", "Solver", "Stage", "State", "StepsFit", "Tartan",
-    "Tree", "Unroll", "Wrapper", "adapt", "adaptation", "certify", "error_bound", "estimate", "from_module",
+    "Tree", "Unroll", "Wrapper", "adapt", "adaptation", "certify", "error_bound", "estimate", "from_loaders", "from_module",
     "from_torch_optimizer", "gradients", "hypergradient", "per_stage", "registry", "reverse_over_forward",
     "reverse_over_reverse", "run", "run_stages",
 ]  # fmt: skip
