@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -116,13 +117,19 @@ def permutation_p(differences: Sequence[float] | np.ndarray) -> float:
     n = len(d)
     if not n:
         return math.nan
+    as_far = np.abs(_signs(n) @ d) >= abs(d.sum()) * (1 - 1e-12)  # rounding must not break ties
+    drawn = n > EXACT_UP_TO  # then what was observed is one more draw (Phipson and Smyth 2010)
+    return float((as_far.sum() + drawn) / (len(as_far) + drawn))
+
+
+@cache
+def _signs(n: int) -> np.ndarray:
+    """Every change of n signs up to `EXACT_UP_TO`, else 2^14 drawn ones: a row each."""
     if n <= EXACT_UP_TO:
         heads = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     else:
         heads = np.random.default_rng(0).integers(2, size=(2**EXACT_UP_TO, n))
-    as_far = np.abs((1 - 2 * heads) @ d) >= abs(d.sum()) * (1 - 1e-12)  # rounding must not break ties
-    drawn = n > EXACT_UP_TO  # then what was observed is one more draw (Phipson and Smyth 2010)
-    return float((as_far.sum() + drawn) / (len(as_far) + drawn))
+    return 1.0 - 2 * heads
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -139,6 +146,11 @@ def holm(ps: Sequence[float]) -> list[float]:
 def corrected(comparisons: Sequence[Paired], confidence: float = CONFIDENCE) -> list[Paired]:
     """The same comparisons with p adjusted (`holm`) for being made together, and verdicts by the adjusted p."""
     return [_judged(c, p, 1 - confidence) for c, p in zip(comparisons, holm([c.p for c in comparisons]), strict=True)]
+
+
+def seeds_for(comparisons: int, confidence: float = CONFIDENCE) -> int:
+    """The fewest pairs with which every one of so many exact tests made together can be small enough (`holm`); `LEAST_SEEDS` for one."""
+    return next(n for n in range(LEAST_SEEDS, 64) if max(comparisons, 1) * 2 / 2**n <= 1 - confidence)
 
 
 def by_seed(frame: pd.DataFrame, column: str, *estimators: str) -> pd.DataFrame:

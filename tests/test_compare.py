@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import comparison, load
+from analysis import comparison, load, measures
 from analysis.comparison import Thresholds
 from benchmarks import cells
 from benchmarks.cells import Cell
@@ -307,13 +307,13 @@ def test_peers_are_timed_by_the_other_libraries() -> None:
         ]
         return (
             pd.DataFrame(rows)
-            .reindex(columns=[*comparison.INSTANCE, "seed", "a", "b"])
+            .reindex(columns=[*measures.INSTANCE, "seed", "a", "b"])
             .astype(object)
             .fillna("")
             .astype({"a": float, "b": float})
         )
 
-    timed = comparison._peers_by_the_others(frame(ours=2.0))
+    timed = measures.by_the_others(frame(ours=2.0))
     assert timed.loc[timed["name"] == "betty: cg", "b"].isna().all()
     mine = timed[timed["name"] == "hypergradbench: CG"]
     assert mine["a"].tolist() == pytest.approx([1] * 4) and mine["b"].tolist() == pytest.approx([2 / 1.8**0.5] * 4)

@@ -165,6 +165,14 @@ def test_holm_by_hand() -> None:
     assert mixed[0] == pytest.approx(0.02) and math.isnan(mixed[1]) and mixed[2] == pytest.approx(0.04)
 
 
+def test_so_many_seeds_are_needed_for_so_many_comparisons() -> None:
+    assert [stats.seeds_for(m) for m in (0, 1, 2, 45, 190)] == [6, 6, 7, 11, 13]
+    for m in (1, 7, 45):
+        n = stats.seeds_for(m)
+        p = stats.permutation_p([1.0] * n)
+        assert max(stats.holm([p] * m)) <= 0.05 and (n == 6 or stats.holm([2 * p] * m)[0] > 0.05)
+
+
 def test_holm_keeps_the_chance_of_any_false_alarm() -> None:
     ps = np.random.default_rng(0).uniform(size=(1000, 20))
     alarms = np.mean([min(stats.holm(row)) <= 0.05 for row in ps])
