@@ -32,13 +32,15 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns error, error_on_run, time, peak and kept of each row: lower is better; NaN where the kind of cell has none.
 
     error: relative to the truth, or, of an estimate that is scaled by definition, the distance of the directions, 2 sin(angle / 2)
-    (the sine itself would call the opposite direction right); of a path, the distance left at its end. error_on_run: to the exact
+    (the sine itself would call the opposite direction right); of a path, the distance left at its end, or the outer loss
+    where no optimum is known. error_on_run: to the exact
     derivative of the steps taken, of an estimator that is after that. time: relative to plain training, or to a gradient. peak, kept: bytes.
     """
     direction = 2 * np.sin(np.radians(frame["angle"].astype(float)) / 2)
     scaled = frame["scale"].notna() & frame["scale"].ne("true")
     error = frame["relative_error"].astype(float).where(~scaled, direction)
-    error = error.where(frame["kind"].ne("path"), frame["path_distance"].map(_end).astype(float))
+    left = frame["path_distance"].map(_end).astype(float).fillna(frame["path_value"].map(_end).astype(float))
+    error = error.where(frame["kind"].ne("path"), left)
     time = frame["time_ratio"].astype(float)
     for other in (frame["run_ratio"], 1 / frame["throughput_ratio"].astype(float), frame["to_first"]):
         time = time.fillna(other)

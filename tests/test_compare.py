@@ -288,6 +288,18 @@ def test_two_commits_of_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["compare", str(tmp_path / "run"), "--commits", "bb", "aa"]) == 0
 
 
+def test_a_path_is_judged_by_where_it_ends() -> None:
+    frame = pd.DataFrame({
+        "kind": ["path", "path", "point"], "path_distance": [[3.0, 2.0, 0.5], None, None], "path_value": [[9.0], [7.0, 4.0], None],
+        "angle": [np.nan, np.nan, 60.0], "relative_error": [np.nan, np.nan, 0.9], "scale": ["true", "lr", "lr"], "target": ["run"] * 3,
+        "run_error": np.nan, "time_ratio": np.nan, "run_ratio": [np.nan, np.nan, 3.0], "throughput_ratio": np.nan, "to_first": np.nan,
+        "peak_bytes": np.nan, "meta_peak": [np.nan, np.nan, 8.0], "kept_bytes": np.nan,
+    })  # fmt: skip
+    found = measures.measured(frame)
+    assert found["error"].tolist() == pytest.approx([0.5, 4.0, 1.0])  # 2 sin(30 degrees)
+    assert found["time"].tolist()[2] == 3 and found["peak"].tolist()[2] == 8
+
+
 def test_peers_are_timed_by_the_other_libraries() -> None:
     """Relative to the first contestant, ours, a slower one of ours would look like faster others."""
 
