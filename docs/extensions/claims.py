@@ -34,6 +34,7 @@ class Table(SphinxDirective):
     """A table whose rows are estimators, by name."""
 
     optional_arguments = 100
+    has_content = True  # what GitHub shows in its place: where the table is
     rows: ClassVar[Callable[[list[str]], Iterable[str]]]
 
     def run(self) -> list[nodes.Node]:
@@ -128,6 +129,9 @@ def measured(names: list[str]) -> Iterable[str]:
         errors = " | ".join(_error(rows.get(case)) for case in PROBLEMS)
         spent = " | ".join(_number(cost[key]) for key in ("products", "gradients", "time_ratio", "memory_ratio"))
         yield f"| `{name}` | {errors} | {spent} |"
+    commits = sorted({row["commit"] for row in found.values()})
+    seeds = next(iter(found.values()))["seeds"].split()[-1]
+    yield f"\nMedians of {seeds} seeds (smallest to largest), measured at commit {', '.join(commits)}."
 
 
 def _error(row: dict[str, str] | None) -> str:
