@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,11 @@ def interval(values: pd.Series, *, log: bool) -> stats.Interval:
     """`stats.interval` of what is finite; on logarithms an exact 0 counts as `FLOOR`."""
     known = values.astype(float).to_numpy()
     known = known[np.isfinite(known)]
-    return stats.interval((known.clip(min=FLOOR) if log else known).tolist(), log=log)
+    found = stats.interval((known.clip(min=FLOOR) if log else known).tolist(), log=log)
+    if len(known) and known.min() == known.max():  # exact counts stay exact: no detour by logarithms
+        ends = float(known[0]) if len(known) > 1 else np.nan
+        return replace(found, low=ends, middle=float(known[0]), high=ends)
+    return found
 
 
 def outcome(rows: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ MEASURES = {
     "meta_peak": True,
 }
 
-PAPER = f"what {published.CITATION} report in Table 8 (AGNews): other hardware, other code, other data; 2 GPUs relative to plain training on one"
+PAPER = f"the same in {published.CITATION}, Table 8 (AGNews): other hardware, other code, other data; 2 GPUs relative to plain training on one"
 
 META = (
     Column(key="estimator", head="estimator", about="its registered name", facet=True),
@@ -42,8 +42,8 @@ META = (
     ),
     Column(key="memory_ratio", head="peak / plain", better="less", write="{:.2f}".format, spread=True, about="peak memory relative to plain training"),
     Column(key="meta_peak", head="peak", better="less", write=size, about="exact peak of live tensor bytes of one rank, parameters and optimizer included"),
-    Column(key="paper_throughput", head="Table 8: throughput / plain", better="more", write="{:.3g}".format, about=PAPER),
-    Column(key="paper_memory", head="Table 8: peak / plain", better="less", write="{:.2f}".format, about=PAPER),
+    Column(key="paper_throughput", head="T8 throughput", better="more", write="{:.3g}".format, about=PAPER),
+    Column(key="paper_memory", head="T8 peak", better="less", write="{:.2f}".format, about=PAPER),
     Column(key="split", head="made of", about="shares of the peak in percent"),
     Column(key="outcome", head="outcome", about="what the estimator said of itself, or why there are no figures"),
 )  # fmt: skip

@@ -78,7 +78,7 @@ def grid(frame: pd.DataFrame, name: str) -> Grid | None:
     )  # fmt: skip
 
 
-PATH_MEASURES = {"mean_cosine": False, "least_cosine": False, "distance_left": True}
+PATH_MEASURES = {"mean_cosine": False, "least_cosine": False, "distance_left": True, "last_value": False}
 
 PATHS = (
     *COLUMNS[:4],
@@ -90,6 +90,7 @@ PATHS = (
         key="distance_left", head="distance left", better="less", write=number, spread=True,
         about="distance to the best hyperparameters after the last step, as a share of that at the start",
     ),
+    Column(key="last_value", head="outer loss", better="less", write=number, spread=True, about="at the last step"),
     COLUMNS[-2],
 )  # fmt: skip
 
@@ -104,6 +105,7 @@ def paths_grid(frame: pd.DataFrame, name: str) -> Grid | None:
     rows = rows.assign(
         mean_cosine=[np.nanmean(c) if np.isfinite(c).any() else np.nan for c in cosines],
         least_cosine=[np.nanmin(c) if np.isfinite(c).any() else np.nan for c in cosines], distance_left=lefts,
+        last_value=[v[-1] if len(v) else np.nan for v in rows["path_value"].map(_numbers)],
     )  # fmt: skip
     return Grid(
         name=name, title="Following an estimator", columns=PATHS, notes=["Each estimator is followed by a meta optimizer for some steps."],

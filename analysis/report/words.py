@@ -157,7 +157,7 @@ def _told(rows: pd.DataFrame, lines: pd.DataFrame) -> Told:
     alike = known[known[ERROR.key] <= FLOOR]
     told.accurate = [str(name) for name in alike.index]
     if len(alike) > 1:
-        listed = _joined(_link(lines, name) for name in told.accurate)
+        listed = joined(_link(lines, name) for name in told.accurate)
         worst = short(alike[ERROR.key].max())
         told.sentences.append(
             [
@@ -236,7 +236,8 @@ def _verdict(alone: stats.Paired, found: stats.Paired, measure: Measure, second:
 def _amount(line: pd.Series, measure: Measure) -> str:
     """The number with its interval."""
     if pd.isna(line[measure.key]):
-        return "a direction that is undefined" if measure is ERROR else "not measured"
+        undefined = "an undefined direction" if pd.notna(line["relative_error"]) else "an unknown error"
+        return undefined if measure is ERROR else "not measured"
     text, low, high = (short(line[f"{measure.key}{end}"]) for end in ("", "_low", "_high"))
     if pd.notna(line[f"{measure.key}_low"]) and (low, high) != (text, text):
         text += f" [{low}, {high}]"
@@ -247,7 +248,8 @@ def _link(lines: pd.DataFrame, name: str) -> Part:
     return Part(name, str(lines.loc[name, "anchor"]))
 
 
-def _joined(parts: Iterable[Part]) -> list[Part]:
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """With commas between."""
     return [p for part in parts for p in (Part(", "), part)][1:]
 
 
@@ -261,7 +263,7 @@ def _floor() -> str:
 
 
 def of_paths(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
-    """Who kept the best direction, and who came closest to the best hyperparameters, on each problem."""
+    """Who kept the best direction, and who came closest to the best hyperparameters or to the least loss, on each problem."""
     rows = frame[frame["kind"].eq("path") & frame["status"].eq("ok")]
     idle = set(rows.loc[controls(rows), "estimator"])
     lines = grid.frame.assign(anchor=[f"{grid.name}-{i}" for i in range(len(grid.frame))])
@@ -272,6 +274,7 @@ def of_paths(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
         sentences: list[Sentence] = []
         for column, sign, begin, write in (
             ("mean_cosine", -1, "Best direction on the way, by the mean cosine: ", "{:.4f}".format),
+            ("last_value", 1, "Least outer loss at the end: ", short),
             ("distance_left", 1, "Nearest to the best hyperparameters, by the share of the distance that is left: ", short),
         ):  # fmt: skip
             ranked = (sign * mine[column].dropna()).sort_values(kind="stable")
