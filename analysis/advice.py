@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from .meta_tables import size
+from .sheet import Head, Line, Note, Section, Sheet
 from .style import order
 from .text import short
 
@@ -152,15 +151,19 @@ def show(advice: Advice, console: Console, *, head: str = "", notes: Sequence[st
         head: what the problem is.
         notes: on how the reference was chosen.
     """
-    console.print(_table(advice, head))
+    section(advice, head=head, notes=notes).show(console)
+
+
+def section(advice: Advice, *, head: str = "", notes: Sequence[str] = ()) -> Section:
+    """The same as a table and what follows it."""
+    said = []
     for name in ("refused", "failed", "discarded"):
         rows = advice.rows[advice.rows["status"] == name]
         for reason, group in rows.groupby("reason", sort=False):
-            console.print(f"{name}: {', '.join(group.index)}: {reason}", markup=False, style="dim")
-    for note in notes:
-        console.print(f"Note: {note}.", markup=False)
-    for line in words(advice):
-        console.print(line, markup=False, soft_wrap=True)
+            said.append(Note(f"{name}: {', '.join(group.index)}: {reason}", "dim"))
+    said += [Note(f"Note: {note}.") for note in notes]
+    said += [Note(line, whole=True) for line in words(advice)]
+    return Section([_table(advice, head)], said)
 
 
 def words(advice: Advice) -> list[str]:
@@ -168,48 +171,28 @@ def words(advice: Advice) -> list[str]:
     return [*_recommendation(advice), *_warnings(advice)]
 
 
-def _table(advice: Advice, head: str) -> Table:
+def _table(advice: Advice, head: str) -> Sheet:
     limits, bounded = _limits(advice.limits), bool(advice.rows["bound"].notna().any())
-    title = f"{head}\nerror: {_error_words(advice)}; limits: {limits or 'none'}"
-    table = Table(title=escape(title), title_justify="left", title_style="bold", padding=(0, 1))
-    for column in (
-        "",
-        "estimator",
-        "error",
-        "cosine",
-        "relative error",
-        "norm ratio",
-        "time / run",
-        "peak",
-        "products",
-        "outcome",
-        "fits",
-    ):
-        table.add_column(
-            column,
-            justify="left" if column in ("", "estimator", "outcome", "fits") else "right",
-            overflow="fold",
-            no_wrap=column in ("estimator", "error", "outcome"),
-            min_width=max(map(len, column.split()), default=None),
-        )
+    heads = [
+        Head("", words=True), Head("estimator", words=True, whole=True), Head("error", whole=True), Head("cosine"),
+        Head("relative error"), Head("norm ratio"), Head("time / run"), Head("peak"), Head("products"),
+        Head("outcome", words=True, whole=True), Head("fits", words=True), *[Head("error bound")] * bounded,
+    ]  # fmt: skip
+    lines = []
     rows = advice.rows[advice.rows["status"].isin(["ok", "discarded"])]
-    if bounded:
-        table.add_column("error bound", justify="right", overflow="fold")
     for label, row in rows.sort_values(["control", "error"], kind="stable").iterrows():
         mark = "→" if label == advice.choice else ""
         marks = mark + "T" * bool(row["front_time"]) + "M" * bool(row["front_memory"])
         style = "bold" if mark else "dim" if row["control"] or not row["fits"] else ""
         texts = _texts(str(label), row, advice.limits) + ([written(row["bound"])] if bounded else [])
-        table.add_row(marks, *map(escape, texts), style=style)
-    table.caption = (
-        "→ recommended; T, M: no other has less error and less time (T) or memory (M). error: median over points \\[smallest..largest]. "
-        "time / run: a whole meta step, in runs without it. peak: exact bytes of live tensors, parameters and slots included. "
-        "Dim: outside the limits, or no estimate but what one must beat."
-        + " error bound: of the relative error to the optimum's derivative, found without any reference."
-        * bounded
-    )
-    table.caption_justify = "left"
-    return table
+        lines.append(Line([marks, *texts], style))
+    return Sheet(
+        title=f"{head}\nerror: {_error_words(advice)}; limits: {limits or 'none'}", heads=heads, lines=lines,
+        caption="→ recommended; T, M: no other has less error and less time (T) or memory (M). error: median over points "
+        "[smallest..largest]. time / run: a whole meta step, in runs without it. peak: exact bytes of live tensors, parameters and "
+        "slots included. Dim: outside the limits, or no estimate but what one must beat."
+        + " error bound: of the relative error to the optimum's derivative, found without any reference." * bounded,
+    )  # fmt: skip
 
 
 def _texts(label: str, row: pd.Series, limits: Mapping[str, Any]) -> list[str]:

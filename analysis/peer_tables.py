@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from .sheet import Head, Line, Note, Sheet
 from .style import OURS
 
 WRONG = 0.05
@@ -28,23 +26,22 @@ SAME = ["case", "task", "dtype", "device_asked", "seed"]
 """Rows that agree in these share a table."""
 
 
-def show(frame: pd.DataFrame, console: Console) -> None:
-    """Print a table for each task; then what the columns mean."""
+def notes(frame: pd.DataFrame) -> list[Note]:
+    """What the columns mean."""
     rows = frame[frame["kind"] == "peers"]
-    if rows.empty:
-        return
-    for group in tasks(frame):
-        console.print(table(group))
-    console.print(
-        "error, cosine: to the same definition in float64 by plain autograd. ms: median of calls taken in turn in one process "
-        "(processor time on one CPU thread). MiB: exact peak of live tensors above what was there before. / best: ours to the "
-        f"fastest of the others (median of paired ratios), and to the lightest. Those whose error is above {WRONG:g} are "
-        "off, and no yardstick.",
-        style="dim",
-    )
+    found = [
+        Note(
+            "error, cosine: to the same definition in float64 by plain autograd. ms: median of calls taken in turn in one process "
+            "(processor time on one CPU thread). MiB: exact peak of live tensors above what was there before. / best: ours to the "
+            f"fastest of the others (median of paired ratios), and to the lightest. Those whose error is above {WRONG:g} are "
+            "off, and no yardstick.",
+            "dim",
+        )
+    ]
     busy = int(rows["busy"].eq(True).sum())
     if busy:
-        console.print(f"{busy} of {len(rows)} rows: the machine was busy with other work.", style="yellow")
+        found.append(Note(f"{busy} of {len(rows)} rows: the machine was busy with other work.", "yellow"))
+    return found
 
 
 def tasks(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -68,15 +65,14 @@ def with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def table(rows: pd.DataFrame) -> Table:
+def table(rows: pd.DataFrame) -> Sheet:
     """One task; `with_ratios` of it."""
-    made = Table(title=escape(title(rows)), title_justify="left", title_style="bold")
-    for head in ("library", "how", "error", "cosine", "ms", "/ best", "MiB", "/ best", "remarks"):
-        text = head in ("library", "how", "remarks")
-        made.add_column(head, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    words = ("library", "how", "remarks")
+    heads = ("library", "how", "error", "cosine", "ms", "/ best", "MiB", "/ best", "remarks")
+    lines = []
     for _, row in rows.sort_values("library", key=lambda names: names != OURS, kind="stable").iterrows():
-        made.add_row(*line(row))
-    return made
+        lines.append(Line(line(row), "red" if row["status"] != "ok" else "dim" if row["wrong"] else ""))
+    return Sheet(title=title(rows), heads=[Head(h, h in words, h not in words) for h in heads], lines=lines)
 
 
 def title(rows: pd.DataFrame) -> str:
@@ -91,11 +87,11 @@ def line(row: pd.Series) -> list[str]:
     library, _, variant = str(row["estimator"]).partition(": ")
     if row["status"] != "ok":
         why = str(row["reason"]).splitlines()[0]
-        return [escape(library), escape(variant), *["-"] * 6, f"[red]{escape(why)}[/]"]
+        return [library, variant, *["-"] * 6, why]
     version = f" {row['version']}" if library != OURS and row["version"] != "no metadata" else ""
     remarks = [str(row["note"])] if row["note"] else []
     if row["wrong"]:
-        remarks.insert(0, "[red]off[/]")
+        remarks.insert(0, "off")
     if pd.notna(row["outcome"]) and row["outcome"] not in ("budget", "done"):
         remarks.append(str(row["outcome"]))
 
@@ -103,7 +99,7 @@ def line(row: pd.Series) -> list[str]:
         return "" if pd.isna(x) else text.format(x)
 
     return [
-        escape(library + version), escape(variant), number(row["relative_error"], "{:.1e}"), number(row["cosine"], "{:.4f}"),
+        library + version, variant, number(row["relative_error"], "{:.1e}"), number(row["cosine"], "{:.4f}"),
         short(row["seconds"] * 1e3), number(row["time_to_best"], "{:.2f}"), short(row["peak_bytes"] / 2**20),
         number(row["peak_to_best"], "{:.2f}"), "; ".join(remarks),
     ]  # fmt: skip

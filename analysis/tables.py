@@ -9,12 +9,15 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from . import advice, meta_tables, peer_tables
+from . import advice, layouts, meta_tables, peer_tables
+from .sheet import Head, Line, Note, Section, Sheet
+from .stats import LEAST_SEEDS
 from .style import order
 from .text import short
 
+ALL = "all"
+"""Every table that there is, in place of one of `layouts.LAYOUTS`."""
 WIDTH = 210
 SPARE = {160: ("estimates", "kept / gradient"), 110: ("ms", "peak / gradient", "products", "error bound")}
 """width -> what is left out below it, so that words are not cut."""
@@ -25,74 +28,110 @@ COLUMNS = (
 SCALES = {"lr": " ×lr", "1/H": " ×H"}
 
 
-def show(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print what points, meta steps and peers say, then what failed or was refused, with reasons."""
+def show(frame: pd.DataFrame, console: Console | None = None, layout: str = ALL) -> None:
+    """Print what points, meta steps, peers and advice say, then what failed or was refused, with reasons; one run after another."""
     if console is None:
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=WIDTH)
+    for run, found in of_runs(frame, layout, console.width):
+        if run is not None:
+            console.rule(escape(run), align="left")
+        for section in found:
+            section.show(console)
+
+
+def of_runs(frame: pd.DataFrame, layout: str = ALL, width: int = WIDTH) -> list[tuple[str | None, list[Section]]]:
+    """The tables of each run, with its name if there are several.
+
+    Args:
+        frame: as `load` gives it.
+        layout: `ALL`, or one of `layouts.LAYOUTS`.
+        width: as in `sections`.
+    """
+    if layout == ALL:
+        return [(run, sections(rows, width)) for run, rows in by_run(frame)]
+    return [(run, [Section(layouts.LAYOUTS[layout](rows), [])]) for run, rows in by_run(frame)]
+
+
+def by_run(frame: pd.DataFrame) -> list[tuple[str | None, pd.DataFrame]]:
+    """The rows of each folder, with its name if there are several: they are never pooled."""
+    runs = list(dict.fromkeys(frame["run"]))
+    return [(run, frame[frame["run"] == run]) for run in runs] if len(runs) > 1 else [(None, frame)]
+
+
+def sections(frame: pd.DataFrame, width: int = WIDTH) -> list[Section]:
+    """All tables of one run, each kind with its notes.
+
+    Args:
+        frame: of one run.
+        width: letters that a line of the terminal has; columns are left out where they would not fit.
+    """
+    found = []
     if not frame["kind"].isin(["meta", "peers", "advice"]).all():
-        _show_points(frame, console)
-    meta_tables.show(frame, console)
-    peer_tables.show(frame, console)
-    if frame["kind"].eq("advice").any():
-        for (case, dtype), rows in frame[frame["kind"] == "advice"].groupby(["case", "dtype"], sort=False):
-            advice.show(advice.advise(rows, frame.attrs.get("limits")), console, head=f"{case}, {dtype}")
-        frame = frame[frame["kind"] != "advice"]
-    if (frame["jobs"] > 1).any():
-        console.print(
-            "Some timings were taken with several processes at a time: compare them with care.", style="yellow"
-        )
-    _reasons(frame, console)
+        found.append(_points(frame, width))
+    if metas := meta_tables.groups(frame):
+        sheets = []
+        for group in metas:
+            sheets.append(meta_tables.costs(group, split=width >= 180))
+            beside = layouts.table2(group)
+            sheets += [
+                sheet for sheet in beside if sheet.data is not None and (sheet.data["outcome"] == "ok").sum() > 1
+            ]
+        found.append(Section(sheets, meta_tables.notes(frame)))
+    if frame["kind"].eq("peers").any():
+        found.append(Section([*map(peer_tables.table, peer_tables.tasks(frame))], peer_tables.notes(frame)))
+    asked = frame[frame["kind"] == "advice"]
+    for (case, dtype), rows in asked.groupby(["case", "dtype"], sort=False):
+        found.append(advice.section(advice.advise(rows, frame.attrs.get("limits")), head=f"{case}, {dtype}"))
+    rest = frame[frame["kind"] != "advice"]  # its tables say their own reasons
+    many = "Some timings were taken with several processes at a time: compare them with care."
+    return [*found, Section([], [*[Note(many, "yellow")] * bool((rest["jobs"] > 1).any()), *_reasons(rest)])]
 
 
-def _show_points(frame: pd.DataFrame, console: Console) -> None:
-    spare = [name for width, names in SPARE.items() if console.width < width for name in names]
+def _points(frame: pd.DataFrame, width: int) -> Section:
+    spare = [name for least, names in SPARE.items() if width < least for name in names]
     points = frame[frame["kind"] == "point"]
-    for (case, dtype), rows in points.groupby(["case", "dtype"], sort=False):
-        console.print(block(str(case), str(dtype), rows, spare))
+    sheets = [
+        block(str(case), str(dtype), rows, spare)
+        for (case, dtype), rows in points.groupby(["case", "dtype"], sort=False)
+    ]
     kept = "come on top" if spare else "(next column) come on top"
-    console.print(
-        "Median over seeds \\[smallest..largest]. cosine, relative error: to the truth; undefined: the answer is 0. error bound: of "
+    notes = [Note(
+        "Median over seeds [smallest..largest]. cosine, relative error: to the truth; undefined: the answer is 0. error bound: of "
         "the relative error, found without the truth. ms: "
         "the hypergradient alone, given the run. / gradient: in units of one plain training gradient, timed in turn "
         f"with it; peak: of the pullback alone, the kept states {kept}. products: second-order ones. ×lr, ×H: the "
         "estimate is scaled by definition, so its relative error says little.",
-        style="dim",
-    )
+        "dim",
+    )]  # fmt: skip
     if spare:
-        console.print(f"Left out for want of width: {', '.join(spare)}; table.txt has them.", style="dim")
+        notes.append(Note(f"Left out for want of width: {', '.join(spare)}; table.txt has them.", "dim"))
     words = {w: _brief(t) for found in points["outcomes"] if isinstance(found, dict) for w, t in found.items()}
     if words:
-        console.print("Outcomes: " + escape("; ".join(f"{w}: {t}" for w, t in words.items())) + ".", style="dim")
+        notes.append(Note("Outcomes: " + "; ".join(f"{w}: {t}" for w, t in words.items()) + ".", "dim"))
     seeds = points[points["status"] == "ok"].groupby(["case", "estimator"])["seed"].nunique()
-    if len(seeds) and seeds.max() < 6:
-        console.print(f"{seeds.max()} seed(s): fewer than the 6 that a claim 'A beats B' needs.", style="dim")
+    if len(seeds) and seeds.max() < LEAST_SEEDS:
+        notes.append(Note(f"{seeds.max()} seed(s): not enough for 'A beats B', which takes {LEAST_SEEDS}.", "dim"))
+    return Section(sheets, notes)
 
 
-def save(frame: pd.DataFrame, path: Path) -> None:
+def save(frame: pd.DataFrame, path: Path, layout: str = ALL) -> None:
     """The same as plain text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        show(frame, Console(file=file, width=WIDTH, highlight=False))
+    with path.open("w", encoding="utf-8") as file:
+        show(frame, Console(file=file, width=WIDTH, highlight=False), layout)
 
 
-def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()) -> Table:
+def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()) -> Sheet:
     """One problem instance, without the ``spare`` columns."""
     fine, narrow = rows[rows["status"] == "ok"], bool(spare)
     truths = ", ".join(sorted(set(fine["truth"].dropna()))) or "unknown"
     count = rows["seed"].nunique()
     if fine["error_bound"].isna().all():
         spare = {*spare, "error bound"}
-    title = f"{escape(case)}, {dtype}, {count} seed{'s' * (count > 1)}; truth: {truths}"
-    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 0 if narrow else 1))
     shown = [i for i, name in enumerate(COLUMNS) if name not in spare]
-    for name in (COLUMNS[i] for i in shown):
-        text = name in ("estimator", "estimates", "outcome")
-        table.add_column(
-            name, justify="left" if text else "right", no_wrap=name in ("estimator", "cosine"), overflow="fold"
-        )
-    refused = []
+    lines, refused = [], []
     for name in order(rows["estimator"]):
         mine = rows[rows["estimator"] == name]
         if (mine["status"] == "refused").all():
@@ -100,12 +139,14 @@ def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()
             continue
         texts = line(name, mine)
         if narrow:
-            texts[2] = texts[2].replace(" \\[", "\n\\[")  # the cosine
-        table.add_row(*(texts[i] for i in shown))
-    if refused:
-        table.caption = f"does not apply (reasons below): {', '.join(refused)}"
-        table.caption_justify = "left"
-    return table
+            texts[2] = texts[2].replace(" [", "\n[")  # the cosine
+        lines.append(Line([texts[i] for i in shown], "" if (mine["status"] == "ok").any() else "red"))
+    words = ("estimator", "estimates", "outcome")
+    return Sheet(
+        title=f"{case}, {dtype}, {count} seed{'s' * (count > 1)}; truth: {truths}", tight=narrow, lines=lines,
+        heads=[Head(COLUMNS[i], COLUMNS[i] in words, COLUMNS[i] in ("estimator", "cosine")) for i in shown],
+        caption=f"does not apply (reasons below): {', '.join(refused)}" if refused else "",
+    )  # fmt: skip
 
 
 def line(name: str, rows: pd.DataFrame) -> list[str]:
@@ -115,14 +156,15 @@ def line(name: str, rows: pd.DataFrame) -> list[str]:
     states.update(rows.loc[rows["status"] != "ok", "status"])
     outcome = ", ".join(what if len(states) == 1 else f"{what} ({n})" for what, n in states.items())
     if fine.empty:
-        return [name, *[""] * (len(COLUMNS) - 2), f"[red]{outcome}[/]"]
+        return [name, *[""] * (len(COLUMNS) - 2), outcome]
+    unknown = "unknown" if fine["truth"].isna().all() else "not finite"  # no truth: there is nothing to compare with
     undefined = fine.loc[fine["cosine"].isna(), "relative_error"].notna().all()
     scale = SCALES.get(fine["scale"].iloc[0], "")
     return [
         name,
         str(fine["of"].iloc[0]),
-        spread(fine["cosine"], lambda x: f"{x:.4f}", "undefined" if undefined else "not finite"),
-        spread(fine["relative_error"], short) + scale,
+        spread(fine["cosine"], lambda x: f"{x:.4f}", "undefined" if undefined else unknown),
+        spread(fine["relative_error"], short, unknown) + scale * (unknown != "unknown"),
         spread(fine["error_bound"], short, "none") if fine["error_bound"].notna().any() else "",
         spread(fine["seconds"] * 1e3, short),
         spread(fine["time_ratio"], short),
@@ -140,7 +182,7 @@ def spread(values: pd.Series, write: Callable[[float], str], missing: str = "not
         return missing
     low, middle, high = (write(x) for x in (known.min(), known.median(), known.max()))
     lost = f" ({len(values) - len(known)} {missing})" if len(known) < len(values) else ""
-    return (middle if low == high else f"{middle} \\[{low}..{high}]") + lost
+    return (middle if low == high else f"{middle} [{low}..{high}]") + lost
 
 
 def _brief(text: str) -> str:
@@ -149,13 +191,15 @@ def _brief(text: str) -> str:
     return (head if " " in head else rest or head).partition("; ")[0]
 
 
-def _reasons(frame: pd.DataFrame, console: Console) -> None:
+def _reasons(frame: pd.DataFrame) -> list[Note]:
     """Failures and refusals, equal ones together."""
+    notes = []
     for status, style in (("failed", "red"), ("refused", "dim")):
         rows = frame[frame["status"] == status]
         if rows.empty:
             continue
-        console.print(f"\n[bold]{status}[/]")
-        for (name, reason), group in rows.groupby(["estimator", "reason"], sort=False):
+        notes.append(Note(f"\n{status}", "bold"))
+        for (name, reason), group in rows.groupby(["estimator", "reason"], sort=False, dropna=False):
             cases = ", ".join(dict.fromkeys(group["case"] + group["kind"].map({"path": " path"}).fillna("")))
-            console.print(f"[{style}]{escape(str(name))}[/] on {escape(cases)}: {escape(str(reason))}")
+            notes.append(Note(f"{name} on {cases}: {reason}", style))
+    return notes

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import subcommand
 
 from .commands.advise import Advise, advise
-from .commands.again import Figures, Table, again
+from .commands.again import Figures, again
 from .commands.check import Check, check
 from .commands.claims import Claims, claims
 from .commands.compare import Compare, compare
@@ -27,6 +27,7 @@ from .commands.run import Run, run
 from .commands.show import Show, show
 from .commands.study import Study, study
 from .commands.sweep import Sweep, sweep
+from .commands.table import Table, table
 
 COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "run": (Run, run),
@@ -41,7 +42,7 @@ COMMANDS: dict[str, tuple[type, Callable[..., int]]] = {
     "peers": (Peers, peers),
     "list": (List, show_list),
     "report": (Report, report),
-    "table": (Table, again),
+    "table": (Table, table),
     "figures": (Figures, again),
 }
 """name -> the dataclass of its options, and what is called with it. Some also take ``words``, those of the command line."""

@@ -144,7 +144,7 @@ def test_the_table_shows_spread_and_reasons(folder: Path, tmp_path: Path) -> Non
     assert "0.55 [0.5..0.6]" in text  # neumann at cond 100
     assert "RuntimeError: [no] luck" in text
     assert "needs two stages" in text
-    assert "fewer than the 6" in text
+    assert "not enough for 'A beats B', which takes 6" in text
     assert "the kept states (next column) come on top" in " ".join(text.split())
 
 

@@ -1,4 +1,4 @@
-"""``hypergradbench table`` and ``figures``: a results folder shown again."""
+"""``hypergradbench figures``, and what `run` and its like show at their end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ from tyro.conf import Positional
 
 
 @dataclass(frozen=True)
-class Table:
-    """Print the table of a results folder again."""
-
-    folder: Positional[Path]
-    """Folder that `run` wrote (its --out)."""
-
-
-@dataclass(frozen=True)
 class Figures:
     """Draw the figures of a results folder again."""
 
@@ -25,12 +17,12 @@ class Figures:
     """Folder that `run` wrote (its --out)."""
 
 
-def again(command: Table | Figures) -> int:
-    """`table` and `figures`."""
+def again(command: Figures) -> int:
+    """`figures`."""
     if not command.folder.is_dir():
         print(f"hypergradbench: there is no folder {command.folder}", file=sys.stderr)
         return 2
-    return show_results(command.folder, draw=isinstance(command, Figures), text=isinstance(command, Table))
+    return show_results(command.folder, draw=True, text=False)
 
 
 def show_results(out: Path, *, ids: set[str] | None = None, draw: bool, text: bool = True) -> int:
