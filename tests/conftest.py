@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,3 +31,16 @@ def _global_state() -> Iterator[None]:
 def f64() -> torch.dtype:
     """The dtype in which estimators are compared with their definitions."""
     return torch.float64
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that is installed; of a module, since playwright's event loop is in other tests' way."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra browser)")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -6,10 +6,8 @@ import doctest
 import html
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from estimators import registry
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(p.stem for p in DOCS.glob("*.md"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +59,6 @@ def test_every_estimator_is_on_the_site_with_what_it_claims(site: Path) -> None:
     for name, (_, claim) in registry.items():
         for said in (name, claim.of, claim.bias, claim.citation):
             assert said.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}") in page, (name, said)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (Debian: apt install chromium)")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra browser)")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("width", [390, 1400])

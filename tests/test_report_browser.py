@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from benchmarks import cells
 from benchmarks.cells import Cell
 
 from .test_report import EVIL, point, results, save
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 OVERFLOWING = """
 () => [...document.body.querySelectorAll("*")].filter(e => {
@@ -40,17 +37,6 @@ CONTRAST = """
 }
 """
 """The least contrast (WCAG 2) of text to what is behind it."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (Debian: apt install chromium)")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra browser)")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
