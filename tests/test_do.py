@@ -113,11 +113,12 @@ def test_a_failing_pip_gets_one_line_with_its_reason_and_the_log(do, monkeypatch
 
 def test_a_second_start_installs_nothing(do, monkeypatch, capsys) -> None:
     calls = record(monkeypatch, do)
+    monkeypatch.setattr(do.os, "cpu_count", lambda: 2)
     assert do.main(["test"]) == 0
     assert len(calls.ran("pip install")) == 1 and "-c constraints.txt -e .[test]" in calls.ran("pip install")[0]
     calls.commands.clear()
     assert do.main(["test"]) == 0 and do.main(["demo"]) == 0  # what the demo needs is part of what the tests need
-    assert calls.commands == [f"{do.PYTHON} -m pytest", f"{do.PYTHON} -m benchmarks run"]
+    assert calls.commands == [f"{do.PYTHON} -m pytest -n2 --dist=loadfile", f"{do.PYTHON} -m benchmarks run"]
     assert do.main(["check"]) == 0
     assert "-e .[dev]" in calls.ran("pip install")[0]
 
@@ -161,7 +162,7 @@ def test_arguments_exit_status_and_threads_are_passed_on(do, monkeypatch) -> Non
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     calls = record(monkeypatch, do, fail="-m pytest")
     assert do.main(["test", "-k", "cg", "--speed"]) == 1
-    assert calls.commands[-1] == f"{do.PYTHON} -m pytest -k cg --benchmark-enable"
+    assert calls.commands[-1] == f"{do.PYTHON} -m pytest -n0 --dist=loadfile -k cg --benchmark-enable"  # timed alone
     assert calls.environment["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert do.main(["demo", "--seeds", "0"]) == 0
