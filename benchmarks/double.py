@@ -50,7 +50,7 @@ def in_float64(problem: Problem) -> Problem:
     start = problem.start
     return replace(
         problem,
-        stages=[replace(stage, loss=promoted(stage.loss)) for stage in problem.stages],
+        stages=[replace(stage, loss=promoted(stage.loss), first_order=None) for stage in problem.stages],
         outer=promoted(problem.outer),
         start=start._replace(params=doubled(start.params), slots=doubled(start.slots))
         if isinstance(start, State)

@@ -93,6 +93,13 @@ def some_entries():
     return problem(loss, stream=lambda t: torch.arange(8), hparams={"weights": torch.zeros(16)})
 
 
+def few_examples_a_step():
+    def loss(p, h, b):
+        return (torch.sigmoid(h["weights"][b]) * (X[b] @ p["w"] - Y[b]).square()).mean()
+
+    return problem(loss, stream=lambda t: (torch.arange(4) + 4 * t) % 16, hparams={"weights": torch.zeros(16)})
+
+
 def outer_reads_nothing():
     return problem(outer=lambda p, h: X.sum())
 
@@ -121,7 +128,10 @@ def dropout():
 
 
 def dropout_with_seed():
-    return problem(lambda p, h, b: fit(dropped(p), h, b), seed=0)
+    def loss(p, h, b):
+        return F.dropout(X @ p["w"] - Y, 0.5).square().mean() + (h["lam"].exp() * p["w"].square()).sum()
+
+    return problem(loss, seed=0)
 
 
 def dropout_outside():
@@ -154,6 +164,16 @@ def counter():
         return fit(p, h, b) * calls[0]
 
     return problem(loss)
+
+
+def another_first_order():
+    return Problem(
+        "p",
+        [Stage(fit, SGD(lr=0.05), lambda t: None, 3, first_order=lambda p, h, b: 2 * fit(p, h, b))],
+        validate,
+        W,
+        LAM,
+    )
 
 
 def unseeded():

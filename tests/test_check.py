@@ -41,6 +41,7 @@ ERRORS = {
     "stream_by_torch": r"stream of stage 0 draws random numbers.*Stage\(..., seed=0\)",
     "stream_by_numpy": "NumPy's global generator, which Stage.seed does not fix",
     "counter": "where it gave.*for the same step.*keep no state between calls",
+    "another_first_order": "Stage.first_order gives .* where the inner loss gives",
     "unseeded": r"other values in start at every call.*manual_seed\(seed\)",
     "batch_norm_that_leaks": "outer loss was .* after the inner one was evaluated.*running statistics.*from_module",
     "vector_loss": r"returned shape \(16,\), not a scalar -> end it with .mean\(\)",
@@ -56,6 +57,7 @@ ERRORS = {
     "needs_width": "needs width -> give it a default, or a value: width=...",
 }
 WARNINGS = {
+    "few_examples_a_step": r"last step's batch says nothing of 12 of the 16 entries of 'weights'.*batches=K",
     "partly_detached": "not that of the run, as differences of whole runs show, for 'lam'.*calls of detach",
     "switched_off": "'lam': the hypergradient is exactly zero at this point, though not at others",
     "idle_leaf": r"reads the leaves \['extra'\] of start in no step.*frozen",

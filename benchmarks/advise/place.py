@@ -157,7 +157,7 @@ def in_float64(cell: Cell) -> tuple[Place, str]:
 
 def _converted(own: Place, _: Cell) -> Place:
     problem, stage, state = own.workload.problem, own.workload.stage, own.state
-    stage = replace(stage, loss=promoted(stage.loss))
+    stage = replace(stage, loss=promoted(stage.loss), first_order=None)
     problem = replace(problem, stages=[stage], outer=promoted(problem.outer), hparams=doubled(problem.hparams))
     state = state._replace(params=doubled(state.params), slots=doubled(state.slots))
     return replace(own, workload=replace(own.workload, problem=problem), state=state)

@@ -70,7 +70,7 @@ def second(case: Case) -> None:
     lam = problem_hparams(case)
     for i, (stage, record) in enumerate(zip(case.problem.stages, case.records, strict=True)):
         params, loss, what = record.end.params, stage.objective(0), case.which(i)
-        tangent = _random({k: params[k] for k in stage.trained(params)})
+        tangent = random_like({k: params[k] for k in stage.trained(params)})
         try:
             rows, mixed = reverse_over_reverse(loss, params, lam, tangent, wrt_params=tangent, wrt_hparams=lam)
         except (RuntimeError, NotImplementedError) as error:
@@ -138,7 +138,8 @@ def _unread(case: Case) -> None:
             )  # fmt: skip
 
 
-def _random(like: Tree) -> Tree:
+def random_like(like: Tree) -> Tree:
+    """A tangent; the same at every call."""
     source = torch.Generator().manual_seed(0)
     return {k: torch.randn(x.shape, generator=source, dtype=torch.float64).to(x) for k, x in like.items()}
 

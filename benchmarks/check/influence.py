@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from estimators import Problem, State, Tree, Unroll, hypergradient, run, run_stages, tree
+from estimators import Problem, State, Tree, Unroll, hypergradient, reverse_over_reverse, run, run_stages, tree
 from estimators.adaptation import rule_hparams
 from estimators.influence import loss_hparams
 from estimators.products import gradients
@@ -16,11 +16,15 @@ from estimators.products import gradients
 from ..double import twin
 from . import Level
 from .case import Case
+from .derivatives import random_like
 from .purity import problem_hparams
 from .watch import CUTS, Noted
 
 AGREE = 1e-2
 """Relative difference of a derivative and a difference quotient, in float64, beyond which they are not the same thing."""
+
+UNSEEN = 0.2
+"""Share of the entries with influence of which the last batch may say nothing."""
 
 STEPS = (1e-5, 1e-7)
 """Of difference quotients: a kink (relu) may lie between the points of the longer one."""
@@ -66,7 +70,28 @@ def influence(case: Case) -> None:
             )
     if not idle:
         case.add("ok", "every hyperparameter has influence")
+    _last_batch(case, found)
     _differences(case, problem, [k for k in found if k not in idle])
+
+
+def _last_batch(case: Case, found: Tree) -> None:
+    """What estimators cannot see that look at the last step's batch alone."""
+    stage, record, lam = case.problem.stages[-1], case.records[-1], problem_hparams(case)
+    if len(case.problem.stages) > 1 or stage.steps < 2 or stage.rule_reads_hparams:
+        return
+    params = record.end.params
+    tangent = random_like({k: params[k] for k in stage.trained(params)})
+    loss = stage.objective(max(record.end.step - 1, 0))
+    _, mixed = reverse_over_reverse(loss, params, lam, tangent, wrt_hparams=lam)
+    for k, x in found.items():
+        unseen = x.ne(0) if k not in mixed else x.ne(0) & mixed[k].eq(0)
+        if (n := int(unseen.sum())) > UNSEEN * int(x.ne(0).sum()):
+            case.add(
+                "warning",
+                f"the last step's batch says nothing of {n:,} of the {x.numel():,} entries of {k!r} that have influence on the run: "
+                "estimators that look at it alone (implicit ones, t1t2, sama) leave them at zero",
+                "larger batches, whole ones at best; or Implicit(..., batches=K), the mean over the last K batches; or Unroll",
+            )
 
 
 def _unroll(problem: Problem) -> Tree:

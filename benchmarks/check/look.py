@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,13 @@ def look(
         plugins: loaded first.
     """
     load(plugins)
+    with warnings.catch_warnings():
+        # torch compiles its own jvp decompositions with torch.jit on first use of forward mode
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        return _looked(name, settings, dtype, device, full)
+
+
+def _looked(name: str, settings: dict[str, Any], dtype: str | None, device: str, full: bool) -> Report:
     found, findings = find(name), list[Finding]()
     case: Case | None = None
     survey: Survey | None = None

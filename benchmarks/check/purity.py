@@ -89,6 +89,14 @@ def losses(case: Case) -> None:
                 "let it keep no state between calls: no counters, no running statistics, no change of a batch in place; from_module "
                 "gives every evaluation its own copy of the buffers",
             )
+        if stage.first_order is not None:
+            quick = [stage.objective(t, first_order=True)(params, lam) for t in steps]
+            if not _close(values, quick, 1e-3):
+                case.fail(
+                    f"Stage.first_order gives {float(quick[0]):.8g} where {what} gives {float(values[0]):.8g}: the run would not be that of "
+                    "the loss",
+                    "first_order=torch.compile(loss), of the same loss",
+                )
         if stage.steps:  # where the next stage begins
             params = (
                 run(stage, params if i else problem.start, lam, tail=0).end.params
@@ -177,8 +185,9 @@ def _named(watch: Watch) -> str:
     return ", ".join(watch.random) or "no function that says so in its name"
 
 
-def _close(a: list[Tensor], b: list[Tensor]) -> bool:
+def _close(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-5) -> bool:
     """Up to what a kernel that adds in no fixed order may do."""
     return all(
-        abs(float(x) - float(y)) <= 1e-5 * max(abs(float(x)), abs(float(y)), 1e-30) for x, y in zip(a, b, strict=True)
+        abs(float(x) - float(y)) <= tolerance * max(abs(float(x)), abs(float(y)), 1e-30)
+        for x, y in zip(a, b, strict=True)
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from estimators import Adam, Problem, from_loaders
+from estimators import Momentum, Problem, from_loaders
 
 
 def examples(source: torch.Generator, n: int, wrong: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def make(
     seed: int = 0,  # with a seed, `run` measures at several: draw everything from it
     n: int = 60,  # settings of your own: `run my_problem.py:make --set n=120 steps=50`
     hidden: int = 8,
-    steps: int = 30,
+    steps: int = 40,
     dtype: torch.dtype = torch.float32,  # with a dtype, everything can also be measured in float64
     device: str = "cpu",
 ) -> Problem:
@@ -61,10 +61,10 @@ def make(
         net,
         inner,
         outer,
-        train=DataLoader(TensorDataset(x, y, torch.arange(n)), batch_size=20),  # the index tells which weight is whose
+        train=DataLoader(TensorDataset(x, y, torch.arange(n)), batch_size=n),  # the index tells which weight is whose
         valid=DataLoader(TensorDataset(x_clean, y_clean), batch_size=40),
         hparams={"weights": torch.zeros(n, dtype=dtype, device=device)},  # CHANGE: what to tune, and where
-        rule=Adam(lr=0.05),  # the optimizer of training
+        rule=Momentum(lr=0.3, momentum=0.9, weight_decay=0.03),  # the optimizer of training
         steps=steps,
         name="my_problem",
     )
