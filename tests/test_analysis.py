@@ -18,7 +18,7 @@ from rich.console import Console
 
 from analysis import figures, load
 from analysis.figures.common import coinciding
-from analysis.figures.error_cost import pareto
+from analysis.figures.tradeoff import pareto
 from analysis.style import LOOKS, SPARE, look, order
 from analysis.tables import line, save, short, show, spread
 from benchmarks import cells
@@ -29,7 +29,7 @@ from .no_torch import NO_TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 
-OF_POINTS = ("figure5", "error_condition", "error_cost")
+OF_POINTS = ("figure5", "error_condition", "error_cost", "error_products", "error_memory")
 """Figures of what is made up here; those of meta steps have tests of their own."""
 
 
@@ -323,7 +323,7 @@ def test_every_problem_has_a_panel_and_its_truth(tmp_path: Path) -> None:
     figure = figures.FIGURES["error_cost"].draw(load(tmp_path))
     text = texts(figure)
     assert [f"problem{i}" in text for i in range(5)] == [True] * 5
-    assert text.count("(truth: the float64 unroll itself)") == 1
+    assert text.count("(truth: float64 unroll)") == 1
     assert "not shown: lonely (fewer than 4 estimators)" in text
 
 
@@ -335,7 +335,7 @@ def test_figures_without_data_are_left_out(tmp_path: Path) -> None:
 
 def test_pareto_keeps_what_nothing_beats() -> None:
     points = pd.DataFrame({"time_ratio": [1, 2, 3, 4], "direction_error": [0.5, 0.6, 0.1, 0.1]}, index=list("abcd"))
-    assert list(pareto(points).index) == ["a", "c"]
+    assert list(pareto(points, "time_ratio", "direction_error").index) == ["a", "c"]
 
 
 def test_coinciding_curves_are_named_together() -> None:

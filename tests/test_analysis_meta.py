@@ -243,7 +243,7 @@ def test_the_split_is_stacked_to_the_ratio(folder: Path) -> None:
 def test_all_three_are_drawn_with_the_others_and_repeat(folder: Path, tmp_path: Path) -> None:
     frame = load(folder)
     first = figures.draw_all(frame, tmp_path / "one")
-    assert {p.stem for p in first} == {"throughput_memory", "memory_split"}
+    assert {p.stem for p in first} == {"throughput_memory", "memory_split", "memory_unroll", "workers"}
     second = figures.draw_all(frame, tmp_path / "two")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
 

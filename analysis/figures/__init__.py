@@ -13,11 +13,15 @@ from matplotlib.figure import Figure
 
 from ..style import RC
 from . import (
+    ablation,
     error_condition,
     error_cost,
+    error_memory,
+    error_products,
     figure5,
     memory_size,
     memory_split,
+    memory_unroll,
     pareto,
     peers,
     study_ablation,
@@ -36,6 +40,7 @@ from . import (
     throughput_memory,
     trajectories,
     weights,
+    workers,
 )
 
 
@@ -60,9 +65,14 @@ FIGURES: dict[str, Drawing] = {
         "figure5": figure5,
         "error_condition": error_condition,
         "error_cost": error_cost,
+        "error_products": error_products,
+        "error_memory": error_memory,
+        "ablation": ablation,
         "throughput_memory": throughput_memory,
         "memory_size": memory_size,
+        "memory_unroll": memory_unroll,
         "memory_split": memory_split,
+        "workers": workers,
         "peers": peers,
         "pareto": pareto,
         "trajectories": trajectories,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import Look, look, order
+from ..style import WIDTH, Look, look, order
 
 FLOOR = 1e-16
 """Where an error of exactly 0 is drawn on a logarithmic axis."""
@@ -28,19 +29,60 @@ def handle(name: str, names: Sequence[str], label: str | None = None, *, line: b
     )  # fmt: skip
 
 
+ROOM = 0.6
+"""Inches of a figure's height that its legend may take; for more the figure grows."""
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int, notes: Sequence[str] = ()) -> None:
-    """One legend for all panels, outside of them, and under it small grey lines, for which the figure grows."""
-    lines = [line for note in notes for line in textwrap.wrap(note, 160)]
-    more = 0.108 * len(lines) + 0.04 * bool(lines)  # inches
+    """One legend for all panels, outside of them, and under it small grey lines; the figure grows for what there is no room for.
+
+    Args:
+        figure: its panels are there.
+        handles: of the legend.
+        columns: of the legend, or fewer if so many are too wide.
+        notes: each is wrapped.
+    """
+    words = {"handlelength": 2.6, "columnspacing": 1.4, "fontsize": 7}
+    columns, tall = _fitting(figure, handles, words | {"ncols": columns})
+    more = note_below(figure, notes, max(tall - ROOM, 0))
+    words |= {"ncols": columns, "borderaxespad": 0.5 + more * 72 / 7}  # above the notes
+    figure.legend(handles=list(handles), loc="outside lower center", **words)
+
+
+def note_below(figure: Figure, notes: Sequence[str], grow: float = 0) -> float:
+    """Small grey lines at the foot of a figure, for which it grows, and by ``grow`` inches.
+
+    Returns:
+        The height of the lines, in inches.
+    """
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width, height + more)
-    low = more / (height + more)
+    lines = [line for note in notes for line in textwrap.wrap(note, int(160 * width / WIDTH))]
+    more = 0.108 * len(lines) + 0.04 * bool(lines)  # inches
+    grown = height + more + grow
+    figure.set_size_inches(width, grown)
+    low = more / grown
     figure.set_layout_engine("constrained", rect=(0, low, 1, 1 - low))
-    figure.legend(
-        handles=list(handles), loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4,
-        fontsize=7, borderaxespad=0.5 + more * 72 / 7,  # above the notes
-    )  # fmt: skip
     figure.text(0.01, low, "\n".join(lines), va="top", fontsize=6, color="#666666", linespacing=1.2)
+    return more
+
+
+def _fitting(figure: Figure, handles: Sequence[Any], words: Mapping[str, Any]) -> tuple[int, float]:
+    """(columns with which a legend is not wider than the figure, its height in inches)."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for columns in range(words["ncols"], 0, -1):
+        legend = figure.legend(
+            handles=list(handles), loc="lower left", **{**words, "ncols": columns, "borderaxespad": 0}
+        )
+        box = legend.get_window_extent(renderer)
+        legend.remove()
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+    return columns, box.height / figure.dpi
+
+
+def setting_of(label: str) -> str:
+    """The short name of a point of "cg(solver.steps=5, solver.rtol=0)": the 5."""
+    return label.partition("(")[2].rstrip(")").split(",")[0].partition("=")[2]
 
 
 def not_shown(items: Sequence[str]) -> list[str]:

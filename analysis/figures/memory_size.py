@@ -6,17 +6,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import WIDTH, look, order
-from .common import area, better, handle, legend_below, not_shown
-from .meta import chosen, lost, one_setting
+from ..style import WIDTH, order
+from .common import better, handle, legend_below, not_shown
+from .meta import chosen, curves, lost, one_setting, plain_curve, unit_of
 
-GIB = 2**30
 ABOUT = "Peak memory of a meta step against the number of parameters, in bytes and relative to plain training."
 
 
 def data(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a cell: parameters, and peak bytes of the meta step and of plain training."""
-    rows = one_setting(chosen(frame, sizes=True)[0])[0]
+    rows = one_setting(chosen(frame, over="params")[0])[0]
     rows = rows[rows["status"] == "ok"]
     rows = rows if rows["params"].nunique() > 1 else rows[:0]
     return rows[
@@ -39,7 +38,7 @@ def data(frame: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure | None:
     """A line an estimator, over the sizes of one workload at one unroll length; left in bytes, right over plain training."""
-    rows, title, others = chosen(frame, sizes=True)
+    rows, title, others = chosen(frame, over="params")
     rows, unroll, more = one_setting(rows)
     fine = rows[rows["status"] == "ok"]
     if fine["params"].nunique() < 2:
@@ -47,21 +46,14 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     names = order(fine["estimator"])
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    plain = fine.groupby("params")["plain_peak"].median()
-    unit, word = (GIB, "GiB") if fine["meta_peak"].max() > GIB else (2**20, "MiB")
-    left.plot(plain.index, plain / unit, color="black", linestyle="--", marker="*", markersize=6)
+    unit, word = unit_of(fine["meta_peak"].max())
+    fine = fine.assign(peak=fine["meta_peak"] / unit, plain=fine["plain_peak"] / unit)
+    plain_curve(left, fine, "params", "plain")
     right.axhline(1, color="black", linestyle="--", linewidth=1)
-    for name in names:
-        mine = fine[fine["estimator"] == name].groupby("params")[["meta_peak", "memory_ratio"]].median()
-        style = look(name, names)
-        for axes, y in ((left, mine["meta_peak"] / unit), (right, mine["memory_ratio"])):
-            axes.plot(mine.index, y, color=style.color, linestyle=style.line, linewidth=1.1, zorder=2)
-            axes.scatter(
-                mine.index, y, s=area(style.marker, 24), color=style.color, marker=style.marker, edgecolors="white",
-                linewidths=0.4, zorder=3, gid=name,
-            )  # fmt: skip
-    left.set(xscale="log", yscale="log", xlabel="parameters", ylabel=f"peak memory ({word})")
-    right.set(xscale="log", xlabel="parameters", ylabel="peak memory / plain training", ylim=(0, None))
+    curves(left, fine, "params", "peak", names)
+    curves(right, fine, "params", "memory_ratio", names)
+    left.set(xscale="log", yscale="log", xlabel="parameters (count)", ylabel=f"peak memory ({word})")
+    right.set(xscale="log", xlabel="parameters (count)", ylabel="peak memory / plain training", ylim=(0, None))
     left.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
     for axes in (left, right):
         axes.set_xticks(sorted(fine["params"].unique()), [_short(x) for x in sorted(fine["params"].unique())])
@@ -72,7 +64,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     handles = [Line2D([], [], color="black", linestyle="--", marker="*", label="plain training")]
     handles += [handle(n, names) for n in names]
     notes = ["exact bytes of live tensors, parameters and optimizer slots included; a line ends where memory did"]
-    legend_below(figure, handles, 5, [*notes, *not_shown([*lost(rows, sizes=True), *more, *others])])
+    legend_below(figure, handles, 5, [*notes, *not_shown([*lost(rows, at="size"), *more, *others])])
     return figure
 
 

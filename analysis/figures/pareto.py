@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from ..advice import FLOOR, Advice, advise, front
 from ..style import WIDTH, look, order
-from .common import area, floored, handle, legend_below, not_shown
+from .common import area, better, floored, handle, legend_below, not_shown, setting_of
 
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -114,9 +114,15 @@ def _panel(axes: Axes, rows: pd.DataFrame, x: str, found: Advice, limit: float |
         )  # fmt: skip
         if label == found.choice:
             axes.scatter(row[x], at, s=130, facecolors="none", edgecolors="black", linewidths=1.0, zorder=4)
-        if label != row["name"]:  # "cg(solver.steps=5, solver.rtol=0)": the 5
-            setting = str(label).partition("(")[2].rstrip(")").split(",")[0].partition("=")[2]
-            axes.annotate(setting, (row[x], at), xytext=(4, 3), textcoords="offset points", fontsize=6, color="#444444")
+        if label != row["name"]:
+            axes.annotate(
+                setting_of(str(label)),
+                (row[x], at),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=6,
+                color="#444444",
+            )
     axes.set(xscale="log", yscale="log")
     axes.set_ylim(bottom=FLOOR / 2)
     axes.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
@@ -124,4 +130,4 @@ def _panel(axes: Axes, rows: pd.DataFrame, x: str, found: Advice, limit: float |
     axes.tick_params(which="minor", labelsize=6)
     axes.margins(x=0.12)
     axes.grid()
-    axes.annotate("↙ better", (1.0, 1.0), xycoords="axes fraction", ha="right", va="top", fontsize=6.5, color="#555555")
+    better(axes, "down left")

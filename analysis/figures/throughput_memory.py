@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..style import WIDTH, look, order
-from .common import area, handle, legend_below, not_shown
+from .common import area, better, handle, legend_below, not_shown
 from .meta import at_one_unroll, chosen, lost
 
 MIB = 2**20
@@ -56,7 +56,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.margins(0.12)
         axes.grid(which="both")
         axes.set_title(axes.get_title(), loc="center")
-        axes.annotate("↖ better", (0.02, 0.03), xycoords="axes fraction", fontsize=6.5, color="#555555")
+        better(axes, "up left")
     several = len(plain) > 1
     figure.suptitle(title if several else title + at_one_unroll(fine), fontsize=8)
     handles = [Line2D([], [], marker="*", color="black", linestyle="none", markersize=9, label="plain training")]
