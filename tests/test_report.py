@@ -20,6 +20,7 @@ from analysis.report import write
 from analysis.report.grid import csv
 from analysis.report.svg import DARK_PAPER, contrast, inline, on_dark
 from analysis.report.words import seeds_for
+from analysis.style import LOOKS
 from benchmarks import cells, cli
 from benchmarks.cells import Cell
 
@@ -335,6 +336,16 @@ def test_colours_can_be_seen_on_dark_paper(color: str) -> None:
         assert rgb == DARK_PAPER
     else:
         assert contrast(rgb, DARK_PAPER) >= 3
+
+
+def test_estimators_keep_colours_of_their_own_on_dark_paper() -> None:
+    colors = {style.color[1:].lower() for style in LOOKS.values()}
+    dark = {on_dark(color) for color in colors}
+    assert len(dark) == len(colors)
+    far = [
+        sum(abs(int(a[i : i + 2], 16) - int(b[i : i + 2], 16)) for i in (0, 2, 4)) for a in dark for b in dark if a < b
+    ]
+    assert min(far) > 15
 
 
 def test_a_csv_holds_no_formula() -> None:

@@ -17,8 +17,8 @@ XLINK = "http://www.w3.org/1999/xlink"
 COLOR = re.compile(r"#([0-9a-fA-F]{6})\b")
 REFERENCE = re.compile(r"url\(#([^)]*)\)")
 DARK_PAPER = (0x16, 0x18, 0x1C)
-READABLE = 4.0
-"""Least contrast to the dark paper; WCAG asks 3 of graphical objects and 4.5 of small text."""
+READABLE = 3.0
+"""Least contrast to the dark paper: what WCAG asks of graphical objects."""
 
 
 def inline(figure: Figure, prefix: str, label: str) -> tuple[str, set[str]]:
@@ -85,16 +85,20 @@ def theme(colors: Collection[str]) -> tuple[str, str]:
 
 
 def on_dark(color: str) -> str:
-    """``color`` (RRGGBB) for dark paper: greys are mirrored, with white as the paper; others are lightened until they can be seen."""
+    """``color`` (RRGGBB) for dark paper: greys are mirrored, with white as the paper; others are lightened, so that what is told apart by
+    its lightness still is, and until they can be seen."""
     rgb = tuple(int(color[i : i + 2], 16) for i in (0, 2, 4))
     if max(rgb) - min(rgb) <= 8:
         return _written(tuple(p + (238 - p) * (255 - x) / 255 for x, p in zip(rgb, DARK_PAPER, strict=True)))
     hue, lightness, saturation = colorsys.rgb_to_hls(*(x / 255 for x in rgb))
-    found = tuple(float(x) for x in rgb)
-    while contrast(found, DARK_PAPER) < READABLE and lightness < 1:
+    lightness = 0.15 + 0.85 * lightness
+    while contrast(found := _rgb(hue, lightness, saturation), DARK_PAPER) < READABLE and lightness < 1:
         lightness = min(1.0, lightness + 0.02)
-        found = tuple(255 * x for x in colorsys.hls_to_rgb(hue, lightness, saturation))
     return _written(found)
+
+
+def _rgb(hue: float, lightness: float, saturation: float) -> tuple[float, ...]:
+    return tuple(255 * x for x in colorsys.hls_to_rgb(hue, lightness, saturation))
 
 
 def contrast(a: tuple[float, ...], b: tuple[float, ...]) -> float:
