@@ -102,9 +102,15 @@ def test_meta_steps_stand_beside_the_paper_and_failures_stay(tmp_path: Path) -> 
     assert "The least memory: sama at unroll 10, 1.4 of plain training's, 1.4 GiB." in found.text
     assert "1 of 4 have no figures: cg (oom: tried to allocate [all])." in found.text
     lines = table(found, "meta").set_index("estimator")
-    assert lines.loc["neumann", "paper_throughput"] == 0.396 and lines.loc["neumann", "paper_memory"] == 2.54
     assert lines.loc["unroll", "meta_peak"] == 3 * 2**30
     assert lines.loc["cg", "outcome"] == "oom: tried to allocate [all]"
+    paper = table(found, "table8").set_index("method")
+    neumann = paper.loc["Neumann series"]
+    assert neumann["throughput_ratio"] == 0.4 and neumann["throughput_paper"] == pytest.approx(67.03 / 169.16)
+    assert neumann["memory_difference"] == pytest.approx(2.5 - 19.70 / 7.77)
+    assert neumann["sources"] == lines.loc["neumann", "sources"]
+    assert paper.loc["conjugate gradient", "outcome"] == "oom" and paper.loc["DARTS", "outcome"] == "not run"
+    assert {"r0-table2", "r0-table8", "r0-table9"} <= set(found.ids)
 
 
 def peer(folder: Path, name: str, method: str, error: float | None, time: float, peak: int) -> None:

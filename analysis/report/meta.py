@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import advice, peer_tables, published
+from .. import advice, peer_tables
 from ..meta_tables import SAME, size
 from .grid import SOURCES, Column, Grid, count, number
 from .lines import collect, why
@@ -19,8 +19,6 @@ MEASURES = {
     "memory_ratio": True,
     "meta_peak": True,
 }
-
-PAPER = f"the same in {published.CITATION}, Table 8 (AGNews): other hardware, other code, other data; 2 GPUs relative to plain training on one"
 
 META = (
     Column(key="estimator", head="estimator", about="its registered name", facet=True),
@@ -42,8 +40,6 @@ META = (
     ),
     Column(key="memory_ratio", head="peak / plain", better="less", write="{:.2f}".format, spread=True, about="peak memory relative to plain training"),
     Column(key="meta_peak", head="peak", better="less", write=size, about="exact peak of live tensor bytes of one rank, parameters and optimizer included"),
-    Column(key="paper_throughput", head="T8 throughput", better="more", write="{:.3g}".format, about=PAPER),
-    Column(key="paper_memory", head="T8 peak", better="less", write="{:.2f}".format, about=PAPER),
     Column(key="split", head="made of", about="shares of the peak in percent"),
     Column(key="outcome", head="outcome", about="what the estimator said of itself, or why there are no figures"),
 )  # fmt: skip
@@ -61,22 +57,10 @@ def grid(frame: pd.DataFrame, name: str) -> Grid | None:
         if len(ids) == 1 and lines.at[i, "status"] == "ok":
             for end in ("low", "high"):
                 lines.at[i, f"throughput_ratio_{end}"] = by_id.loc[ids[0], f"throughput_ratio_{end}"]
-    papers = [_paper(by_id.loc[ids[0]]) for ids in lines[SOURCES]]
-    lines["paper_throughput"], lines["paper_memory"] = ([p[i] for p in papers] for i in (0, 1))
-    columns = [c for c in META if not c.key.startswith("paper") or lines[c.key].notna().any()]
     return Grid(
-        name=name, title="Throughput and memory of meta steps", columns=columns, frame=lines,
+        name=name, title="Throughput and memory of meta steps", columns=META, frame=lines,
         notes=["A meta step is some training steps, the hypergradient at their end and the update of the hyperparameters."],
     )  # fmt: skip
-
-
-def _paper(row: pd.Series) -> tuple[float, float]:
-    """(throughput, memory) of the paper's row, NaN if it has none."""
-    nothing = (float("nan"), float("nan"))
-    if pd.isna(row["unroll"]):
-        return nothing
-    theirs = published.find(row["problem"], row["name"], int(row["unroll"]), int(row["workers"]))
-    return nothing if theirs is None else published.TABLE_8[theirs]
 
 
 def _split(splits: list[Mapping[str, float] | None]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from . import drawings, meta, overview, points, words, words_cost
+from . import drawings, meta, overview, paper, points, words, words_cost
 from .grid import Grid, csv
 from .runs import Run
 from .svg import theme
@@ -69,6 +69,7 @@ def _told(run: Run, prefix: str) -> list[tuple[Grid, list[Finding]]]:
     ):
         if grid is not None:
             told.append((grid, say(frame, grid)))
+    told += [(grid, []) for grid in paper.grids(frame, prefix)]
     claims = overview.claims(run, f"{prefix}-claims")
     if claims is not None:
         told.append((claims, words_cost.of_studies([found for _, found in run.studies], claims)))
