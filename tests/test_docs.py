@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import html
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -114,6 +115,16 @@ def test_the_examples_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pyte
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
         assert runner.run(test, out=said.append, clear_globs=False).failed == 0, "".join(said)
         names = test.globs
+
+
+SOURCES = [path for part in ("estimators", "benchmarks", "analysis") for path in sorted((ROOT / part).rglob("*.py"))]
+WITH_EXAMPLES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in SOURCES if ">>> " in p.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_of_a_docstring_run(module: str) -> None:
+    done = doctest.testmod(importlib.import_module(module))
+    assert done.attempted and not done.failed
 
 
 def test_measured_errors_are_medians_and_what_was_refused_keeps_its_reason() -> None:

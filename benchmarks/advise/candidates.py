@@ -57,6 +57,7 @@ def spare_of(memory: int | None, plain: int) -> int | None:
 def as_code(thing: Any) -> str:
     """The call that makes an estimator, with what is not the default.
 
+    >>> from estimators import CG, Implicit
     >>> as_code(Implicit(CG(steps=5)))
     'Implicit(solver=CG(steps=5))'
     """

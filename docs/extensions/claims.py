@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -48,6 +47,7 @@ class Table(SphinxDirective):
 
 def claims(names: list[str]) -> Iterable[str]:
     """Markdown: one row an estimator."""
+    from benchmarks.advise.candidates import as_code
     from estimators import registry
 
     yield "| name | is | estimates | exact, or what is left out | length | applies to | source |"
@@ -55,7 +55,7 @@ def claims(names: list[str]) -> Iterable[str]:
     for name in names:
         built, claim = registry[name]
         parts = built if isinstance(built, tuple) else (built,)
-        code = ", ".join(f"`{_code(part)}`" for part in parts)
+        code = ", ".join(f"`{as_code(part)}`" for part in parts)
         truth = "exact" if claim.exact else _cell(claim.bias)
         if claim.exact and claim.target == "optimum":
             truth = "exact at the inner optimum"
@@ -63,20 +63,6 @@ def claims(names: list[str]) -> Iterable[str]:
             f"| `{name}` | {_cell(code)} | {_cell(claim.of)} | {truth} | {SCALES[claim.scale]} | {_applies(claim)} "
             f"| {_cell(claim.citation)} |"
         )
-
-
-def _code(part: object) -> str:
-    """How to make it: a constructor with what differs from its defaults."""
-    if not is_dataclass(part) or isinstance(part, type):
-        return str(getattr(part, "__name__", repr(part)))
-    said = []
-    for field in fields(part):
-        value = getattr(part, field.name)
-        if field.default is MISSING:
-            said.append(_code(value))
-        elif value != field.default:
-            said.append(f"{field.name}={_code(value)}")
-    return f"{type(part).__name__}({', '.join(said)})"
 
 
 def _applies(claim: Claim) -> str:
