@@ -86,6 +86,16 @@ def test_pages_open_offline_with_no_error_and_nothing_cut(site: Path, browser: A
     assert [url for url in asked if not url.startswith("file:")] == []
 
 
+def test_search_works_offline(site: Path, browser: Any) -> None:
+    context = browser.new_context(offline=True)
+    page, said = context.new_page(), list[str]()
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.goto((site / "search.html").as_uri() + "?q=wielandt")
+    page.wait_for_selector("#search-results a[href*='one_product']", timeout=20_000)
+    context.close()
+    assert said == []
+
+
 ELSEWHERE = {"measuring": "test_measure_docs", "error_bound": "test_error_bound", "throughput": "test_throughput"}
 """Pages whose examples another file runs, and looks at what comes out."""
 SMALLER = {"prediction": {"bert_noisy": "mlp_decay", '"base", "unroll": 64': '"tiny", "unroll": 2'}}
