@@ -186,7 +186,3 @@ def markdown() -> str:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-if __name__ == "__main__":
-    print(markdown())

@@ -56,7 +56,8 @@ def of_runs(frame: pd.DataFrame, layout: str = ALL, width: int = WIDTH) -> list[
 
 def by_run(frame: pd.DataFrame) -> list[tuple[str | None, pd.DataFrame]]:
     """The rows of each folder, with its name if there are several: they are never pooled."""
-    runs = list(dict.fromkeys(frame["run"]))
+    there = set(frame["run"])
+    runs = [run for run in frame.attrs["folders"] if run in there]
     return [(run, frame[frame["run"] == run]) for run in runs] if len(runs) > 1 else [(None, frame)]
 
 
