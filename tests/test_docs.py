@@ -96,7 +96,9 @@ def test_search_works_offline(site: Path, browser: Any) -> None:
     assert said == []
 
 
-ELSEWHERE = {"measuring": "test_measure_docs", "error_bound": "test_error_bound", "throughput": "test_throughput"}
+ELSEWHERE = {
+    "measuring": "test_measure_docs", "error_bound": "test_error_bound", "throughput": "test_throughput", "results": "test_load",
+}  # fmt: skip
 """Pages whose examples another file runs, and looks at what comes out."""
 SMALLER = {"prediction": {"bert_noisy": "mlp_decay", '"base", "unroll": 64': '"tiny", "unroll": 2'}}
 """What an example is run with here in place of what the page says, where that takes minutes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,3 +228,15 @@ def test_the_page_of_the_format_has_every_column() -> None:
     page = (ROOT / "docs" / "results.md").read_text()
     assert markdown() in page, "paste there: python -c 'from analysis.columns import markdown; print(markdown())'"
     assert len({c.name for c in COLUMNS}) == len(COLUMNS)
+
+
+def test_the_example_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(OLD, tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "results.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    exec(compile(block, "results.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "biased_regression (cond=10)" in said and said.endswith("{}\n")
