@@ -71,6 +71,10 @@ def cautions(run: Run) -> list[str]:
         said.append(f"The results are of {commits} versions of the code.")
     if dirty := int(frame["dirty"].eq(True).sum()):
         said.append(f"{dirty} of {len(frame)} results are of code with changes that are in no commit.")
+    if run.missing:
+        said.append(
+            f"{counted(run.missing, 'result')} that a sweep asked for {'is' if run.missing == 1 else 'are'} not there (yet)."
+        )
     if run.skipped:
         said.append(
             f"{counted(len(run.skipped), 'file')} could not be read and left out: see below, with the environment."

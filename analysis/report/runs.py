@@ -29,6 +29,7 @@ class Run:
         skipped: file below the folder -> why it was left out.
         environments: (what it was, how many files), the most frequent first.
         commands: how sweeps were asked for, as typed.
+        missing: cells that sweeps asked for and that have no file (yet).
     """
 
     label: str
@@ -38,6 +39,7 @@ class Run:
     skipped: Mapping[str, str]
     environments: Sequence[tuple[Mapping[str, str], int]]
     commands: Sequence[str]
+    missing: int
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -68,8 +70,10 @@ def _run(label: str, folder: Path, rows: pd.DataFrame, skipped: Mapping[str, str
             lost[file] = str(error)
     files = {file: (folder / file).read_text(encoding="utf-8") for file in [*rows["file"], *(f for f, _ in read)]}
     places = Counter(_environment(json.loads(text).get("environment")) for text in files.values())
+    commands, asked = _asked(folder)
+    lost_cells = asked - {file.stem for file in folder.rglob("cells/*.json")}
     return Run(
-        label=label, frame=rows, studies=read, files=files, skipped=lost, commands=_commands(folder),
+        label=label, frame=rows, studies=read, files=files, skipped=lost, commands=commands, missing=len(lost_cells),
         environments=[(dict(place), n) for place, n in places.most_common()],
     )  # fmt: skip
 
@@ -83,11 +87,15 @@ def _environment(content: Any) -> tuple[tuple[str, str], ...]:
     return tuple((str(k), str(v)) for k, v in flat.items() if v is not None)
 
 
-def _commands(folder: Path) -> list[str]:
-    found = []
+def _asked(folder: Path) -> tuple[list[str], set[str]]:
+    """Command lines of the sweeps in ``folder``, and the ids of what they asked for."""
+    commands, ids = [], set[str]()
     for file in sorted(folder.rglob("sweeps/*.json")):
         try:
-            found.append(" ".join(map(str, json.loads(file.read_text(encoding="utf-8"))["command"])))
+            content = json.loads(file.read_text(encoding="utf-8"))
+            command, wanted = " ".join(map(str, content["command"])), set(map(str, content["ids"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # `load` names what is damaged
-    return list(dict.fromkeys(found))
+        commands.append(command)
+        ids |= wanted
+    return list(dict.fromkeys(commands)), ids

@@ -214,8 +214,8 @@ def _verdict(alone: stats.Paired, found: stats.Paired, measure: Measure, second:
     """
     if found.verdict == stats.EQUAL:
         return [Part("; "), second, Part(" is equal in every seed")]
-    ratio = short(found.effect)
-    if pd.notna(found.low) and (ends := [short(found.low), short(found.high)]) != [ratio, ratio]:
+    ratio = _times(found.effect)
+    if pd.notna(found.low) and (ends := [_times(found.low), _times(found.high)]) != [ratio, ratio]:
         ratio += f" [{ends[0]}, {ends[1]}]"
     seen = f" {measure.worse} {ratio} {measure.times}"
     if found.verdict == stats.NOT_ENOUGH:
@@ -231,6 +231,11 @@ def _verdict(alone: stats.Paired, found: stats.Paired, measure: Measure, second:
             ),
         ]
     return [Part("; no difference is seen to "), second, Part(f", which{seen} (p = {short(found.p)}, {found.n} seeds)")]
+
+
+def _times(x: float) -> str:
+    """A ratio: near 1 the second place counts."""
+    return f"{x:.2f}" if 0.1 <= x < 10 else short(x)
 
 
 def _amount(line: pd.Series, measure: Measure) -> str:
