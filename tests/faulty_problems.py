@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from estimators import SGD, Problem, Stage, from_module
+from estimators import SGD, Adam, Problem, Stage, from_module
 
 _g = torch.Generator().manual_seed(0)
 X, Y = torch.randn(16, 5, generator=_g), torch.randn(16, generator=_g)
@@ -217,6 +218,11 @@ def of_net(middle: nn.Module):
 
 def batch_norm():
     return of_net(nn.BatchNorm1d(8))
+
+
+def bias_before_batch_norm():
+    made = batch_norm()
+    return replace(made, stages=[replace(made.stages[0], rule=Adam(lr=0.01))])
 
 
 def batch_norm_that_leaks():

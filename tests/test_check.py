@@ -57,6 +57,7 @@ ERRORS = {
     "needs_width": "needs width -> give it a default, or a value: width=...",
 }
 WARNINGS = {
+    "bias_before_batch_norm": r"by \['first.bias'\] is zero but for rounding.*bias=False",
     "few_examples_a_step": r"last step's batch says nothing of 12 of the 16 entries of 'weights'.*batches=K",
     "partly_detached": "not that of the run, as differences of whole runs show, for 'lam'.*calls of detach",
     "switched_off": "'lam': the hypergradient is exactly zero at this point, though not at others",

@@ -18,6 +18,7 @@ from estimators import (
     tree,
 )
 from estimators.products import gradients
+from estimators.rules import is_linear, is_rule
 
 from .case import Case
 from .purity import problem_hparams
@@ -45,6 +46,7 @@ def first(case: Case) -> None:
                 "look for sqrt, log or division at 0",
             )
         trained |= set(names)
+        _rounding(case, i, grads)
     _, cotangent, direct = gradients(problem.outer, params, lam, wrt_params=params, wrt_hparams=lam)
     cut = _cuts(case.outer.called)
     if not cotangent and not direct:
@@ -62,6 +64,20 @@ def first(case: Case) -> None:
             "the gradient of the outer loss is NaN or infinite at the start", "look for sqrt, log or division at 0"
         )
     case.add("ok", "losses are finite scalars with finite gradients")
+
+
+def _rounding(case: Case, i: int, grads: Tree) -> None:
+    """Leaves whose gradient is nothing but rounding, of which an adaptive optimizer makes steps as long as any other."""
+    stage = case.problem.stages[i]
+    largest, eps = max(float(x.abs().max()) for x in grads.values()), torch.finfo(tree.dtype_of(grads)).eps
+    noise = [k for k, x in grads.items() if 0 < float(x.abs().max()) < 100 * eps * largest]
+    if noise and not (is_rule(stage.rule) and is_linear(stage.rule, noise, 0)):
+        case.add(
+            "warning",
+            f"the gradient of {case.which(i)} by {noise} is zero but for rounding (a bias before BatchNorm?), and the optimizer turns that "
+            "into steps: runs and hypergradients then differ between precisions and machines",
+            "bias=False before a normalisation; or Stage(frozen=...); or an optimizer that follows the gradient's size (SGD, Momentum)",
+        )
 
 
 def second(case: Case) -> None:

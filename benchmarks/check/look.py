@@ -49,6 +49,8 @@ def look(
     with warnings.catch_warnings():
         # torch compiles its own jvp decompositions with torch.jit on first use of forward mode
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        # its advice, to detach, is not ours: see `influence`
+        warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning)
         return _looked(name, settings, dtype, device, full)
 
 

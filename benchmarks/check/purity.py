@@ -159,7 +159,8 @@ def _no_draws_outside(case: Case, what: str, draws: Draws, watch: Watch) -> None
     if draws.torch or draws.others:
         case.fail(
             f"{what} draws random numbers ({_named(watch)}): no two evaluations would agree",
-            "switch dropout off there: from_module(copy.deepcopy(net).eval(), ...); fix a validation batch that is sampled",
+            "switch dropout off there: from_loaders(..., validated=copy.deepcopy(net).eval()), or from_module(copy.deepcopy(net).eval(), ...); "
+            "fix a validation batch that is sampled",
         )
 
 
