@@ -212,7 +212,7 @@ def _of_bytes(pairs: pd.DataFrame, thresholds: Thresholds) -> list[Comparison]:
         # nothing kept is compared as one byte, so that a ratio can be said: any growth from nothing is far beyond the threshold
         at_least_one = pairs.assign(a=pairs[f"{column}_before"].clip(lower=1), b=pairs[f"{column}_after"].clip(lower=1))
         for c in _compared(at_least_one, measure, [*INSTANCE]):
-            fell = c.paired.effect < 1 / (1 + thresholds.bytes)
+            fell = c.least < 1 / (1 + thresholds.bytes)
             found.append(replace(c, verdict=WORSE if c.most > 1 + thresholds.bytes else BETTER if fell else SAME))
     return found
 

@@ -134,7 +134,12 @@ def _sides(command: Compare) -> tuple[pd.DataFrame, pd.DataFrame]:
         for name, reason in frame.attrs["skipped"].items():
             print(f"hypergradbench: {name} was left out: {reason}", file=sys.stderr)
         if frame.empty:
-            raise ValueError(f"no results in {folder}")
+            studies = (
+                "; results of studies are judged by their own claims: hypergradbench study"
+                if frame.attrs["studies"]
+                else ""
+            )
+            raise ValueError(f"no results of cells in {folder}{studies}")
         frames.append(frame)
     if not command.commits:
         return frames[0], frames[1]
