@@ -22,7 +22,7 @@ class Ranking:
     Attributes:
         closest: the estimators that no other is shown to beat, the lowest geometric mean first.
         beaten: the others.
-        left_out: those without an error at every seed; they are not compared.
+        left_out: those with an error at some seeds only; they are not compared.
         seeds: that all of the compared share.
         needed: seeds from which on so many estimators can be told apart.
     """
@@ -36,15 +36,20 @@ class Ranking:
     @property
     def sentence(self) -> str:
         """What may be said."""
-        compared = len(self.closest) + len(self.beaten)
-        if compared < 2:
+        if len(self.closest) + len(self.beaten) < 2:
             return ""
+        lost = f" Not compared: {', '.join(self.left_out)}, without an error at every seed." if self.left_out else ""
+        return self._finding + lost
+
+    @property
+    def _finding(self) -> str:
         if self.seeds < self.needed:
+            compared = len(self.closest) + len(self.beaten)
             return f"Not enough seeds to say which is closest to the truth: {self.seeds}, and {compared} estimators take {self.needed}."
         if not self.beaten:
             return f"No estimator is shown to be closer to the truth than another ({self.seeds} seeds)."
-        who = ", ".join(self.closest)
-        return f"Closest to the truth: {who}{' (not told apart)' * (len(self.closest) > 1)}; {self.seeds} seeds, corrected for all pairs."
+        who = ", ".join(self.closest) + " (not told apart)" * (len(self.closest) > 1)
+        return f"Closest to the truth: {who}; {self.seeds} seeds, corrected for all pairs."
 
 
 def ranking(rows: pd.DataFrame) -> Ranking:
@@ -61,7 +66,7 @@ def ranking(rows: pd.DataFrame) -> Ranking:
         index="seed", columns="estimator", values="error", aggfunc="last", dropna=False
     )
     names = [n for n in order(table.columns) if table[n].notna().all()]
-    left_out = [n for n in order(rows["estimator"]) if n not in names]
+    left_out = [n for n in order(table.columns) if table[n].isna().any() and table[n].notna().any()]
     middle = np.log(table[names]).mean()
     names.sort(key=lambda n: middle[n])
     needed = stats.seeds_for(len(names) * (len(names) - 1) // 2)

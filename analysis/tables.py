@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import advice, layouts, meta_tables, peer_tables
+from .ranking import ranking
 from .sheet import Head, Line, Note, Section, Sheet
 from .stats import LEAST_SEEDS
 from .style import order
@@ -142,11 +143,14 @@ def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()
         if narrow:
             texts[2] = texts[2].replace(" [", "\n[")  # the cosine
         lines.append(Line([texts[i] for i in shown], "" if (mine["status"] == "ok").any() else "red"))
+    captions = [f"does not apply (reasons below): {', '.join(refused)}."] if refused else []
+    if count >= LEAST_SEEDS:  # with fewer there is one note for all
+        captions.append(ranking(rows).sentence)
     words = ("estimator", "estimates", "outcome")
     return Sheet(
         title=f"{case}, {dtype}, {count} seed{'s' * (count > 1)}; truth: {truths}", tight=narrow, lines=lines,
         heads=[Head(COLUMNS[i], COLUMNS[i] in words, COLUMNS[i] in ("estimator", "cosine")) for i in shown],
-        caption=f"does not apply (reasons below): {', '.join(refused)}" if refused else "",
+        caption=" ".join(captions),
     )  # fmt: skip
 
 

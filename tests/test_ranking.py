@@ -62,8 +62,35 @@ def test_controls_and_what_failed_at_a_seed_take_no_part() -> None:
     rows.loc[(rows["estimator"] == "cg") & (rows["seed"] == 3), ["status", "angle"]] = ["failed", np.nan]
     rows.loc[rows["estimator"] == "t1t2", "control"] = True
     found = ranking(rows)
-    assert found.closest == ["unroll"] and found.left_out == ["cg"] and "t1t2" not in found.beaten
+    assert (
+        found.closest == ["unroll"]
+        and found.left_out == ["cg"]
+        and "Not compared: cg," in found.sentence
+        and "t1t2" not in found.beaten
+    )
 
 
 def test_one_estimator_alone_says_nothing() -> None:
     assert ranking(frame(12, ("cg",))).sentence == "" and ranking(frame(1).iloc[:0]).sentence == ""
+
+
+def test_the_table_says_it_from_six_seeds_on() -> None:
+    from analysis.tables import block
+
+    def caption(seeds: int) -> str:
+        rows = frame(seeds, ("neumann", "sama"))
+        columns = [
+            "error_bound",
+            "truth",
+            "outcome",
+            "cosine",
+            "relative_error",
+            "seconds",
+            "time_ratio",
+            "peak_ratio",
+            "kept_ratio",
+            "products",
+        ]
+        return block("c", "float64", rows.assign(**dict.fromkeys(columns, np.nan), scale="true", of="x")).caption
+
+    assert caption(6) == "Closest to the truth: neumann; 6 seeds, corrected for all pairs." and caption(5) == ""
