@@ -204,7 +204,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 def _at(content: Any, where: str) -> Any:
     for key in where.split("."):
-        if not isinstance(content, Mapping) or key not in content:
+        if not isinstance(content, dict) or key not in content:
             return None
         content = content[key]
     return content
