@@ -85,6 +85,13 @@ def setting_of(label: str) -> str:
     return label.partition("(")[2].rstrip(")").split(",")[0].partition("=")[2]
 
 
+def budget_of(label: str) -> str:
+    """The number of "cg(solver.steps=5)"; "" where the fields are not one number."""
+    fields = label.partition("(")[2].rstrip(")")
+    value = setting_of(label)
+    return value if "," not in fields and value.replace(".", "", 1).isdecimal() else ""
+
+
 def not_shown(items: Sequence[str]) -> list[str]:
     """The note on what is left out, if anything is."""
     return ["not shown: " + "; ".join(items)] if items else []

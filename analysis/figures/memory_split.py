@@ -69,7 +69,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     axes.set_xticks(
         range(len(bars)), [b[0] for b in bars], rotation=45 if turned else 0, ha="right" if turned else "center"
     )
-    axes.set_ylabel("bytes at the peak / peak of plain training")
+    axes.set_ylabel("bytes at the peak /\npeak of plain training")
     axes.grid(axis="y")
     axes.margins(x=0.02, y=0.08)
     better(axes, "down")

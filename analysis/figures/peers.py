@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from ..peer_tables import tasks
 from ..style import LIBRARIES, OURS, WIDTH, Look, spare
-from .common import area, legend_below, not_shown
+from .common import area, better, legend_below, not_shown
 
 MIB = 2**20
 COLUMNS = 4
@@ -121,9 +121,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
                 at["peak_bytes"] / MIB, at["seconds"] * 1e3, color=style.color, linewidth=0.8, alpha=0.6, zorder=2
             )
     axes.set(xscale="log", yscale="log")
-    axes.set_title(f"{rows['method'].iloc[0]}, {int(rows['products_or_steps'].iloc[0])}", fontsize=8)
+    axes.set_title(f"{rows['method'].iloc[0]}, {int(rows['products_or_steps'].iloc[0])}", loc="left", fontsize=7)
     axes.set_xlabel("peak (MiB)", fontsize=7)
-    axes.set_ylabel("ms", fontsize=7)
+    axes.set_ylabel("time (ms)", fontsize=7)
+    better(axes, "down left")
     for axis, limits, values in (
         (axes.xaxis, axes.set_xlim, fine["peak_bytes"] / MIB),
         (axes.yaxis, axes.set_ylim, fine["seconds"] * 1e3),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..style import WIDTH, look, order, registered
-from .common import area, better, floored, handle, legend_below, missing, not_shown, one_dtype, setting_of
+from .common import area, better, budget_of, floored, handle, legend_below, missing, not_shown, one_dtype
 
 COLUMNS = 3
 FLOOR = 1e-4
@@ -109,10 +109,13 @@ def draw_of(frame: pd.DataFrame, cost: Cost) -> Figure | None:
         "small, faint: each seed; large: the median. The error is the distance between unit vectors: 1.41 across, 2 the wrong way. An "
         "estimator that does not apply to a problem is absent from its panel. Controls are on no front. " + cost.note
     ]
-    if any(n != registered(n) for n in names):
+    if any(budget_of(n) for n in names):
         notes.append(
             "numbers beside points, joined by thin lines: the setting of an estimator that was measured with several"
         )
+    alike = order({registered(n) for n in names if n != registered(n) and not budget_of(n)})
+    if alike:
+        notes.append(f"several settings, not told apart here: {', '.join(alike)}")
     legend_below(figure, handles, 5, [*notes, *not_shown([*lost, *others])])
     return figure
 
@@ -149,10 +152,15 @@ def _panel(axes: Axes, rows: pd.DataFrame, x: str, names: list[str]) -> None:
     front = pareto(able, x, y)
     axes.step(front[x], front[y], where="post", color="#999999", linewidth=0.9, zorder=1, gid="front")
     for base in order({registered(n) for n in rows["estimator"]}):
-        several = [n for n in order(rows["estimator"]) if registered(n) == base]
+        several = [n for n in order(rows["estimator"]) if registered(n) == base and budget_of(n)]
+        at = medians.loc[several]
         if len(several) > 1:
-            at = medians.loc[several]
             axes.plot(at[x], at[y], color=look(base).color, linewidth=0.6, alpha=0.6, zorder=1.5)
+        for i, name in enumerate(several):
+            axes.annotate(
+                budget_of(name), (at.loc[name, x], at.loc[name, y]), xytext=(0, -5 if i % 2 else 4), textcoords="offset points",
+                fontsize=6, color="#444444", ha="center", va="top" if i % 2 else "bottom", gid="setting",
+            )  # fmt: skip
     for name in order(rows["estimator"]):
         style, mine, at = look(name, names), rows[rows["estimator"] == name], medians.loc[name]
         axes.scatter(
@@ -163,11 +171,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, x: str, names: list[str]) -> None:
             at[x], at[y], s=area(style.marker, 32), color=style.color, marker=style.marker, edgecolors="white", linewidths=0.5,
             zorder=3, gid=name,
         )  # fmt: skip
-        if name != registered(name):
-            axes.annotate(
-                setting_of(name), (at[x], at[y]), xytext=(4, 3), textcoords="offset points", fontsize=6, color="#444444",
-                gid="setting",
-            )  # fmt: skip
 
 
 def pareto(points: pd.DataFrame, cost: str, error: str) -> pd.DataFrame:
