@@ -179,7 +179,9 @@ def _imported(file: Path) -> frozenset[Path]:
                 module = folder.joinpath(*filter(None, (node.module or "").split(".")))
                 waiting += [module.with_name(f"{module.name}.py"), *(module / f"{a.name}.py" for a in node.names)]
             elif isinstance(node, ast.Import):
-                waiting += [file.parent.joinpath(*a.name.split(".")).with_suffix(".py") for a in node.names]
+                for a in node.names:
+                    module = file.parent.joinpath(*a.name.split("."))
+                    waiting += [module.with_name(f"{module.name}.py"), module / "__init__.py"]
     return frozenset(found)
 
 

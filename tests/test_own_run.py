@@ -188,6 +188,18 @@ def test_what_a_file_imports_from_beside_it_makes_another_cell(folder: Path) -> 
     assert code_version(Unroll(), make) == before
 
 
+def test_what_is_imported_from_beside_a_file(tmp_path: Path) -> None:
+    from benchmarks.cells import _imported
+
+    (tmp_path / "package").mkdir()
+    for name in ("one.py", "two.py", "package/__init__.py", "package/part.py", "unused.py"):
+        (tmp_path / name).write_text("")
+    file = tmp_path / "main.py"
+    file.write_text("import torch\nimport one, package\nfrom two import x\nfrom package.part import y\n")
+    found = {f.relative_to(tmp_path).as_posix() for f in _imported(file)}
+    assert found == {"main.py", "one.py", "two.py", "package/__init__.py", "package/part.py"}
+
+
 def test_own_names() -> None:
     assert is_own("a.py") and is_own("a.py:make") and is_own("/b/a.py:make")
     assert not is_own("log_ridge") and not is_own("mlp_decay") and not is_own("nonsense")
