@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.report import write
+from analysis.report import sections, write
 from analysis.report.grid import csv
 from analysis.report.svg import DARK_PAPER, contrast, inline, on_dark
 from analysis.report.words import seeds_for
@@ -319,6 +319,26 @@ def test_a_figure_that_cannot_be_drawn_costs_no_other(tmp_path: Path, monkeypatc
     text = page(results(tmp_path / "mine", seeds=2), out=tmp_path / "report.html").text
     assert "This figure could not be drawn: ValueError: no <such> axis" in text
     assert "error_cost." in text
+
+
+@quick
+def test_a_section_that_cannot_be_made_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: object, prefix: str) -> Any:
+        raise TypeError("odd <result>")
+
+    monkeypatch.setitem(sections.SECTIONS, "paths", broken)
+    text = page(results(tmp_path / "mine", seeds=2), out=tmp_path / "report.html").text
+    assert "The section on paths could not be made: TypeError: odd <result>" in text
+    assert "Most accurate: dense" in text
+
+
+@quick
+def test_a_damaged_study_is_named(tmp_path: Path) -> None:
+    results(tmp_path, seeds=1)
+    study = {"schema": 1, "study": "animals", "status": "ok", "rows": [{"pig": 1}], "claims": [{"text": "pigs fly"}]}
+    (tmp_path / "animals.json").write_text(json.dumps(study))
+    text = page(tmp_path, out=tmp_path / "report.html").text
+    assert "animals.json: animals.json is damaged or no study's result (KeyError: 'about')" in text
 
 
 def test_inlined_figures_share_no_id_and_keep_their_references() -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 import jinja2
 
-from . import drawings, meta, overview, paper, points, words, words_cost
-from .grid import Grid, csv
+from . import drawings, overview, sections
+from .grid import csv
 from .runs import Run
 from .svg import theme
-from .words import Finding
 
 
 def render(runs: Sequence[Run], title: str) -> str:
@@ -41,36 +40,18 @@ def _packed(files: dict[str, str]) -> str:
 
 def _part(run: Run, prefix: str) -> dict[str, Any]:
     """What the template shows of one run; ``pack`` is what the reader can open or save."""
-    told = _told(run, prefix)
+    made, troubles = sections.of(run, prefix)
     drawn = drawings.of(run, prefix)
     listing = overview.files(run, f"{prefix}-files")
     failures = overview.failures(run, f"{prefix}-failures")
-    grids = [grid for grid, _ in told]
+    grids = [section.grid for section in made]
     pack = {f"{s.name}.csv": s.csv() for s in [*grids, listing, *([failures] if failures else [])]}
     pack |= {f"{prefix}-{d.name}.csv": d.data for d in drawn if d.svg}
     pack |= {f"{prefix}-all-columns.csv": csv(run.frame)} if len(run.frame) else {}
     pack |= {f"{prefix}/{file}": text for file, text in run.files.items()}
     return {
         "prefix": prefix, "run": run, "grids": grids, "failures": failures, "listing": listing, "drawings": drawn, "pack": pack,
-        "overview": overview.sentences(run), "cautions": overview.cautions(run), "findings": [f for _, found in told for f in found],
+        "overview": overview.sentences(run), "cautions": [*troubles, *overview.cautions(run)],
+        "findings": [finding for section in made for finding in section.findings],
         "place": {source[0]: f"{listing.name}-{i}" for i, source in enumerate(listing.frame["sources"])},
     }  # fmt: skip
-
-
-def _told(run: Run, prefix: str) -> list[tuple[Grid, list[Finding]]]:
-    """Each table that the run allows, with what it says."""
-    frame, told = run.frame, []
-    for grid, say in (
-        (points.grid(frame, f"{prefix}-points"), words.of_points),
-        (points.paths_grid(frame, f"{prefix}-paths"), words.of_paths),
-        (meta.grid(frame, f"{prefix}-meta"), words_cost.of_meta_steps),
-        (meta.peers_grid(frame, f"{prefix}-peers"), words_cost.of_peers),
-        (meta.advice_grid(frame, f"{prefix}-advice"), words_cost.of_advice),
-    ):
-        if grid is not None:
-            told.append((grid, say(frame, grid)))
-    told += [(grid, []) for grid in paper.grids(frame, prefix)]
-    claims = overview.claims(run, f"{prefix}-claims")
-    if claims is not None:
-        told.append((claims, words_cost.of_studies([found for _, found in run.studies], claims)))
-    return told

@@ -114,4 +114,6 @@ def paths_grid(frame: pd.DataFrame, name: str) -> Grid | None:
 
 
 def _numbers(series: object) -> np.ndarray:
-    return np.asarray(series, dtype=float) if isinstance(series, list) else np.empty(0)
+    return pd.to_numeric(pd.Series(series if isinstance(series, list) else [], dtype=object), errors="coerce").to_numpy(
+        float
+    )

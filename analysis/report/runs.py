@@ -17,6 +17,10 @@ VOLATILE = {"load_average", "busy", "disturbed", "dtype", "executor"}
 """Parts of the environment that are told apart elsewhere, or change from one result to the next."""
 
 
+STUDY = ("about", "citation", "status", "reason", "settings", "defaults", "claims", "finished")
+"""What a study's file must say to be shown."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What one folder holds.
@@ -65,7 +69,7 @@ def _run(label: str, folder: Path, rows: pd.DataFrame, skipped: Mapping[str, str
     lost, read = dict(skipped), []
     for file in named:
         try:
-            read.append((file, studies.load(folder / file)))
+            read.append((file, _study(folder / file)))
         except ValueError as error:
             lost[file] = str(error)
     files = {file: (folder / file).read_text(encoding="utf-8") for file in [*rows["file"], *(f for f, _ in read)]}
@@ -76,6 +80,23 @@ def _run(label: str, folder: Path, rows: pd.DataFrame, skipped: Mapping[str, str
         label=label, frame=rows, studies=read, files=files, skipped=lost, commands=commands, missing=len(lost_cells),
         environments=[(dict(place), n) for place, n in places.most_common()],
     )  # fmt: skip
+
+
+def _study(file: Path) -> studies.Found:
+    """One study's results.
+
+    Raises:
+        ValueError: it is damaged: something that the page shows is not there.
+    """
+    found = studies.load(file)
+    try:
+        for key in STUDY:
+            found.content[key]
+        for claim in found.claims:
+            str(claim["text"]), str(claim["measured"]), bool(claim["holds"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file.name} is damaged or no study's result ({type(error).__name__}: {error})") from None
+    return found
 
 
 def _environment(content: Any) -> tuple[tuple[str, str], ...]:
