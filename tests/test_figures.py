@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,11 @@ def test_its_data_are_tidy(name: str) -> None:
     if "id" in found:
         assert set(found["id"]) <= set(frame["id"])
     assert found.select_dtypes("number").notna().any().all()
+
+
+def test_it_has_a_line_in_the_docs(name: str) -> None:
+    lines = (Path(__file__).parent.parent / "docs" / "figures.md").read_text().splitlines()
+    assert any(f"`{name}`" in line for line in lines if line.startswith("| `"))
 
 
 def test_nothing_is_drawn_of_nothing(name: str) -> None:
