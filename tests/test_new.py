@@ -66,11 +66,11 @@ def test_no_trace_of_the_template_s_name(kind: str, tmp_path: Path) -> None:
 
 
 def test_names_that_cannot_be_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert new("problem", "mine", out=tmp_path) == 0
-    before = (tmp_path / "mine.py").read_text()
-    (tmp_path / "mine.py").write_text("# my work\n")
+    assert new("problem", "begun_here", out=tmp_path) == 0
+    before = (tmp_path / "begun_here.py").read_text()
+    (tmp_path / "begun_here.py").write_text("# my work\n")
     for kind, name, says in (
-        ("problem", "mine", "are there already: choose another name, or --force"),
+        ("problem", "begun_here", "are there already: choose another name, or --force"),
         ("problem", "my-problem", "is no name for a module"),
         ("problem", "class", "is no name for a module"),
         ("problem", "torch", "is the name of a module that is installed"),
@@ -78,11 +78,11 @@ def test_names_that_cannot_be_taken(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert new(kind, name, out=tmp_path) == 2
         assert says in capsys.readouterr().err
-    assert (tmp_path / "mine.py").read_text() == "# my work\n"
-    assert new("problem", "mine", "--force", out=tmp_path) == 0
-    assert (tmp_path / "mine.py").read_text() == before
+    assert (tmp_path / "begun_here.py").read_text() == "# my work\n"
+    assert new("problem", "begun_here", "--force", out=tmp_path) == 0
+    assert (tmp_path / "begun_here.py").read_text() == before
     (tmp_path / "file").write_text("")
-    assert new("problem", "other", out=tmp_path / "file") == 2
+    assert new("problem", "other_here", out=tmp_path / "file") == 2
     assert "nothing can be written" in capsys.readouterr().err
 
 
@@ -93,8 +93,8 @@ def test_the_templates_are_what_is_shipped() -> None:
 
 
 def test_a_sweep_takes_problems_of_the_user_s(tmp_path: Path) -> None:
-    assert new("problem", "swept", out=tmp_path) == 0
-    name = f"{tmp_path / 'swept.py'}:make"
+    assert new("problem", "swept_here", out=tmp_path) == 0
+    name = f"{tmp_path / 'swept_here.py'}:make"
     (tmp_path / "s.toml").write_text(
         f'estimators = ["cg"]\nproblems = ["{name}", "log_ridge"]\n[settings."{name}"]\nsteps = [3, 4]\n'
     )
@@ -103,4 +103,4 @@ def test_a_sweep_takes_problems_of_the_user_s(tmp_path: Path) -> None:
         (name, {"steps": 3}), (name, {"steps": 4}), ("log_ridge", {}),
     ]  # fmt: skip
     with pytest.raises(SweepError, match="no function 'makes'"):
-        read(None, {"estimators": ("cg",), "problems": (f"{tmp_path / 'swept.py'}:makes",)})
+        read(None, {"estimators": ("cg",), "problems": (f"{tmp_path / 'swept_here.py'}:makes",)})
