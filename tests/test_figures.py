@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,20 @@ def test_texts_neither_overlap_nor_are_cut(name: str) -> None:
     for (one, a), (other, b) in combinations(boxes, 2):
         wide, high = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
         assert wide <= 1 or high <= 2, f"{one!r} overlaps {other!r}"
+
+
+def test_tick_labels_do_not_run_into_each_other(name: str) -> None:
+    figure = drawn(name)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for axes in panels(figure):
+        turned = [
+            t for t in axes.get_xticklabels(which="both") if t.get_visible() and t.get_text() and not t.get_rotation()
+        ]
+        low, high = sorted(axes.get_xlim())
+        boxes = sorted(
+            (t.get_window_extent(renderer) for t in turned if low <= t.get_position()[0] <= high), key=lambda b: b.x0
+        )
+        assert all(a.x1 <= b.x0 for a, b in pairwise(boxes)), axes.get_title(loc="left")
 
 
 def test_a_look_does_not_depend_on_its_neighbours() -> None:

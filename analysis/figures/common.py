@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -166,6 +167,25 @@ def coinciding(curves: dict[str, np.ndarray], tolerance: float) -> list[list[str
 def floored(values: pd.Series, floor: float = FLOOR) -> pd.Series:
     """For a logarithmic axis."""
     return values.clip(lower=floor)
+
+
+def log_limits(low: float, high: float) -> tuple[float, float]:
+    """Ends of a logarithmic axis: some room at both, and a factor of 2.5 at least, so that equals look equal."""
+    room = max((high / low) ** 0.15, (2.5 / min(high / low, 2.5)) ** 0.5)
+    return low / room, high * room
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between the ends, few enough to be read."""
+    found: list[float] = []
+    for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        found = [
+            s * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for s in steps
+        ]
+        found = [t for t in found if low <= t <= high]
+        if len(found) <= 4:
+            break
+    return found
 
 
 def area(marker: str, points: float) -> float:

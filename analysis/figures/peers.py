@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from ..peer_tables import tasks
 from ..style import LIBRARIES, OURS, WIDTH, Look, spare
-from .common import area, better, legend_below, not_shown
+from .common import area, better, legend_below, log_limits, log_ticks, not_shown
 
 MIB = 2**20
 COLUMNS = 4
@@ -129,29 +129,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: list[str]) -> None:
         (axes.xaxis, axes.set_xlim, fine["peak_bytes"] / MIB),
         (axes.yaxis, axes.set_ylim, fine["seconds"] * 1e3),
     ):
-        low, high = _limits(float(values.min()), float(values.max()))
+        low, high = log_limits(float(values.min()), float(values.max()))
         limits(low, high)
-        ticks = _ticks(low, high)
+        ticks = log_ticks(low, high)
         axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
         axis.set_ticks([], minor=True)
     axes.tick_params(which="both", labelsize=6)
     axes.grid()
-
-
-def _limits(low: float, high: float) -> tuple[float, float]:
-    """Ends of a logarithmic axis: some room at both, and a factor of 2.5 at least, so that equals look equal."""
-    room = max((high / low) ** 0.15, (2.5 / min(high / low, 2.5)) ** 0.5)
-    return low / room, high * room
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers between the ends, few enough to be read."""
-    found: list[float] = []
-    for steps in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        found = [
-            s * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for s in steps
-        ]
-        found = [t for t in found if low <= t <= high]
-        if len(found) <= 4:
-            break
-    return found

@@ -11,7 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..style import WIDTH, look, order, registered
-from .common import area, better, budget_of, floored, handle, legend_below, missing, not_shown, one_dtype
+from .common import (
+    area,
+    better,
+    budget_of,
+    floored,
+    handle,
+    legend_below,
+    log_limits,
+    log_ticks,
+    missing,
+    not_shown,
+    one_dtype,
+)
 
 COLUMNS = 3
 FLOOR = 1e-4
@@ -123,13 +135,23 @@ def draw_of(frame: pd.DataFrame, cost: Cost) -> Figure | None:
 def _axis(axes: Axes, values: pd.Series, cost: Cost) -> None:
     if not cost.zero:
         axes.set_xscale("log")
-        axes.margins(x=0.1)
+        low, high = log_limits(float(values.min()), float(values.max()))
+        axes.set_xlim(low, high)
+        if high / low < 30:  # matplotlib would label every tenth of a decade
+            ticks = log_ticks(low, high)
+            axes.set_xticks(ticks, [f"{t:g}" if t < 1e4 else _scientific(t) for t in ticks])
+            axes.set_xticks([], minor=True)
         return
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     top = float(values.max())
     ticks = [0.0, *(10.0**k for k in range(int(np.floor(np.log10(max(top, 1)))) + 1))]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xlim(-0.4, 2 * max(top, 1))
+
+
+def _scientific(value: float) -> str:
+    digits, _, power = f"{value:.0e}".partition("e")
+    return rf"${digits}\times10^{{{int(power)}}}$"
 
 
 def one_case_a_problem(rows: pd.DataFrame) -> list[str]:
