@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from . import stats
-from .measures import BYTES, ERRORS, INSTANCE, by_the_others, floored, labelled, measured
+from .measures import BYTES, ERRORS, INSTANCE, MEASURES, by_the_others, floored, labelled, measured
 
 LEAST_PAIRS = 3
 """For a test of noisy values: with two, the interval is wider than any change that matters."""
@@ -92,7 +92,7 @@ class Compared:
         comparisons: of every estimator and case that has pairs.
         pairs: cells measured in both.
         newly_failing, now_working: rows (of after, of before) whose partner was measured.
-        lost: rows of after whose error is no number any more.
+        lost: rows of after that have no number any more for what ``measures`` lists: an error, the time, or bytes.
         still_failing: number of cells that failed or were refused in both.
         appeared, disappeared: rows that one set alone has.
         rebuilt: rows of after whose estimator of the same name has other fields now (``built``), with ``built_before``.
@@ -140,17 +140,14 @@ def compare(
         *_of_times(pairs, [*INSTANCE] if each_case else [*ESTIMATOR]),
         *_of_bytes(pairs, thresholds),
     ]
-    was, now = (
-        np.isfinite(judged[[f"{m}_{side}" for m in ERRORS.values()]]).to_numpy() for side in ("before", "after")
-    )
-    lost = (was & ~now).any(axis=1)
+    lost = _lost(pairs, same_truth | pairs["truth_after"].eq(""))
     changed = pairs["built_before"].ne(pairs["built_after"]) & pairs["built_before"].ne("")
     return Compared(
         comparisons=_judged(found, thresholds),
         pairs=len(pairs),
         newly_failing=_side(shared[was_fine & ~fine], "after"),
         now_working=_side(shared[fine & ~was_fine], "before"),
-        lost=_side(judged[lost], "after"),
+        lost=_side(pairs[lost.ne("")], "after").assign(measures=lost[lost.ne("")]),
         still_failing=int((~fine & ~was_fine).sum()),
         appeared=_side(both[both["_merge"] == "right_only"], "after"),
         disappeared=_side(both[both["_merge"] == "left_only"], "before"),
@@ -185,6 +182,17 @@ def _joined(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         newest = frame["finished"].fillna("").argsort(kind="stable")
         sides.append(side.iloc[newest].drop_duplicates(key, keep="last").sort_index())
     return sides[0].merge(sides[1], on=key, how="outer", suffixes=("_before", "_after"), indicator=True)
+
+
+def _lost(pairs: pd.DataFrame, comparable: pd.Series) -> pd.Series:
+    """Of each pair the measures that were a number and are none any more; errors where their truths are ``comparable``."""
+    gone = {
+        name: np.isfinite(pairs[f"{column}_before"])
+        & ~np.isfinite(pairs[f"{column}_after"])
+        & (comparable | (name not in ERRORS))
+        for name, column in MEASURES.items()
+    }
+    return pd.Series([", ".join(n for n in gone if gone[n][i]) for i in pairs.index], index=pairs.index, dtype=object)
 
 
 def _side(rows: pd.DataFrame, side: str) -> pd.DataFrame:

@@ -154,7 +154,7 @@ def _most(c: Comparison) -> str:
 def _cells(found: Compared, console: Console) -> None:
     for title, rows, style in (
         ("newly failing", found.newly_failing, "bold red"),
-        ("error no longer a number", found.lost, "bold red"),
+        ("no longer a number", found.lost, "bold red"),
         ("works now", found.now_working, "green"),
         ("only before", found.disappeared, "yellow"),
         ("only after", found.appeared, "dim"),
@@ -182,7 +182,9 @@ def _cells(found: Compared, console: Console) -> None:
 def _why(row: pd.Series, title: str) -> str:
     if title == "built otherwise":
         return f"{row['built_before']} became {row['built']}"
-    if title in ("only before", "only after", "error no longer a number"):
+    if title == "no longer a number":
+        return str(row["measures"])
+    if title in ("only before", "only after"):
         return ""
     return f"{row['status']} ({str(row['reason']).splitlines()[0] if row['reason'] else row['failure']})"
 
@@ -191,7 +193,7 @@ def conclusion(found: Compared, thresholds: Thresholds) -> str:
     """One sentence, or one and a list."""
     worst = sorted(found.worse, key=lambda c: -abs(math.log(c.paired.effect)))
     words = [f"{c.measure} of {c.estimator} on {_on(c)}: × {ratio(c.paired.effect)}{_most(c)}" for c in worst]
-    for rows, what in ((found.newly_failing, "newly failing"), (found.lost, "without a finite error")):
+    for rows, what in ((found.newly_failing, "newly failing"), (found.lost, "without a number that was there")):
         words += [f"{len(rows)} cell{'s' * (len(rows) > 1)} {what}"] * (not rows.empty)
     if words:
         return "\n".join([f"Regressions: {len(words)}", *(f"  {w}" for w in words)])

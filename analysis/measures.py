@@ -21,6 +21,8 @@ OTHER_FLOOR = 1e-2
 
 ERRORS = {"error": "error", "error on the run": "error_on_run"}
 BYTES = {"peak bytes": "peak", "kept bytes": "kept"}
+MEASURES = {**ERRORS, "time": "time", **BYTES}
+"""What is compared, in words: its column of `measured`."""
 
 
 def labelled(row: pd.Series) -> str:
