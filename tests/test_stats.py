@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,20 @@ def test_the_permutation_test_tries_every_sign() -> None:
             assert stats.permutation_p(d) == pytest.approx(scipys.pvalue)
     for n, least in ((3, 0.25), (5, 0.0625), (6, 0.03125), (8, 0.0078125)):
         assert stats.permutation_p([1.0] * n) == pytest.approx(least)
+
+
+def test_differences_that_cancel_are_no_difference_in_spite_of_rounding() -> None:
+    assert sum([0.1, 0.2, -0.3]) != 0
+    assert stats.permutation_p([0.1, 0.2, -0.3]) == 1
+    assert stats.permutation_p([0.0] * 6) == 1 and stats.permutation_p([0.0] * 5 + [1.0]) == 1  # a zero has no sign
+
+
+def test_many_pairs_take_little_memory() -> None:
+    tracemalloc.start()
+    assert 0.05 < stats.permutation_p(np.random.default_rng(500).normal(size=1000)) < 0.2  # t: 0.11
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**25  # all signs at once would be 2^27 bytes
 
 
 def test_the_permutation_test_keeps_its_level_where_signs_are_drawn() -> None:
