@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cells import built_as
 from benchmarks.measure import Meter
 from estimators import (
     SAMA,
@@ -118,7 +119,7 @@ ESTIMATORS = [
 ]
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=built_as)
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "groups"])
 def test_what_arrives_leaf_by_leaf_gives_the_pullback_of_the_whole(estimator: Any, name: str) -> None:
     problem = toy(RULES[name], steps=6)
@@ -169,7 +170,7 @@ def neighbours(p: Tree, h: Tree) -> Tensor:
     return total + p["x"].square().sum() + (p["x"] * p["u"]).sum()
 
 
-@pytest.mark.parametrize("estimator", [SAMA(product=reverse_over_reverse), T1T2(), SAMA(adapt=False)], ids=str)
+@pytest.mark.parametrize("estimator", [SAMA(product=reverse_over_reverse), T1T2(), SAMA(adapt=False)], ids=built_as)
 def test_gradients_that_others_hold_are_not_written_over(estimator: Any) -> None:
     names, scales = "uvwx", (1.0, 10.0, 100.0, 1000.0)
     start = {k: torch.linspace(0.5, 1.5, 3, dtype=F64) * i for i, k in enumerate(names, 1)}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cells import built_as
 from estimators import CG, SAMA, T1T2, Adam, Implicit, Tree, Unroll, estimate, run
 
 from .toy import toy
@@ -27,7 +28,9 @@ class NoSecondDerivative(torch.autograd.Function):
         return c
 
 
-@pytest.mark.parametrize("estimator", [Implicit(CG(steps=8)), T1T2(), SAMA(), Unroll(), Unroll(checkpoint=2)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [Implicit(CG(steps=8)), T1T2(), SAMA(), Unroll(), Unroll(checkpoint=2)], ids=built_as
+)
 def test_steps_take_it_and_products_do_not(estimator: Any) -> None:
     problem = toy(rule=Adam(lr=0.05))
     stage = problem.stages[0]
