@@ -80,6 +80,17 @@ def advise(frame: pd.DataFrame, limits: Mapping[str, Any] | None = None) -> Advi
     )  # fmt: skip
 
 
+def of_places(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, Advice]]:
+    """(what it is, its rows, what they say) of each problem in each dtype on each device that advice was asked for; without those
+    of which there is no candidate yet."""
+    rows, found = frame[frame["kind"] == "advice"], []
+    for (case, dtype, device), mine in rows.groupby(["case", "dtype", "device_asked"], sort=False):
+        if mine["name"].ne(REFERENCE).any():
+            head = f"{case}, {dtype}" + f", {device}" * (device != "cpu")
+            found.append((head, mine, advise(mine, frame.attrs.get("limits"))))
+    return found
+
+
 def candidates(frame: pd.DataFrame, limits: Mapping[str, Any]) -> pd.DataFrame:
     """One row a candidate, indexed by its label.
 

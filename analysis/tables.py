@@ -83,9 +83,7 @@ def sections(frame: pd.DataFrame, width: int = WIDTH) -> list[Section]:
         found.append(Section(sheets, meta_tables.notes(frame)))
     if frame["kind"].eq("peers").any():
         found.append(Section([*map(peer_tables.table, peer_tables.tasks(frame))], peer_tables.notes(frame)))
-    asked = frame[frame["kind"] == "advice"]
-    for (case, dtype), rows in asked.groupby(["case", "dtype"], sort=False):
-        found.append(advice.section(advice.advise(rows, frame.attrs.get("limits")), head=f"{case}, {dtype}"))
+    found += [advice.section(one, head=head) for head, _, one in advice.of_places(frame)]
     rest = frame[frame["kind"] != "advice"]  # its tables say their own reasons
     many = "Some timings were taken with several processes at a time: compare them with care."
     return [*found, Section([], [*[Note(many, "yellow")] * bool((rest["jobs"] > 1).any()), *_reasons(rest)])]
@@ -95,8 +93,8 @@ def _points(frame: pd.DataFrame, width: int) -> Section:
     spare = [name for least, names in SPARE.items() if width < least for name in names]
     points = frame[frame["kind"] == "point"]
     sheets = [
-        block(str(case), str(dtype), rows, spare)
-        for (case, dtype), rows in points.groupby(["case", "dtype"], sort=False)
+        block(str(case), f"{dtype}, {device}" if device != "cpu" else str(dtype), rows, spare)
+        for (case, dtype, device), rows in points.groupby(["case", "dtype", "device_asked"], sort=False)
     ]
     kept = "come on top" if spare else "(next column) come on top"
     notes = [Note(
@@ -112,7 +110,7 @@ def _points(frame: pd.DataFrame, width: int) -> Section:
     words = {w: _brief(t) for found in points["outcomes"] if isinstance(found, dict) for w, t in found.items()}
     if words:
         notes.append(Note("Outcomes: " + "; ".join(f"{w}: {t}" for w, t in words.items()) + ".", "dim"))
-    seeds = points[points["status"] == "ok"].groupby(["case", "estimator"])["seed"].nunique()
+    seeds = points[points["status"] == "ok"].groupby(["case", "dtype", "device_asked", "estimator"])["seed"].nunique()
     if len(seeds) and seeds.max() < LEAST_SEEDS:
         notes.append(Note(f"{seeds.max()} seed(s): not enough for 'A beats B', which takes {LEAST_SEEDS}.", "dim"))
     return Section(sheets, notes)
@@ -125,8 +123,8 @@ def save(frame: pd.DataFrame, path: Path, layout: str = ALL) -> None:
         show(frame, Console(file=file, width=WIDTH, highlight=False), layout)
 
 
-def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()) -> Sheet:
-    """One problem instance, without the ``spare`` columns."""
+def block(case: str, place: str, rows: pd.DataFrame, spare: Collection[str] = ()) -> Sheet:
+    """One problem instance in one dtype on one device (``place``), without the ``spare`` columns."""
     fine, narrow = rows[rows["status"] == "ok"], bool(spare)
     truths = ", ".join(sorted(set(fine["truth"].dropna()))) or "unknown"
     count = rows["seed"].nunique()
@@ -148,7 +146,7 @@ def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()
         captions.append(ranking(rows).sentence)
     words = ("estimator", "estimates", "outcome")
     return Sheet(
-        title=f"{case}, {dtype}, {count} seed{'s' * (count > 1)}; truth: {truths}", tight=narrow, lines=lines,
+        title=f"{case}, {place}, {count} seed{'s' * (count > 1)}; truth: {truths}", tight=narrow, lines=lines,
         heads=[Head(COLUMNS[i], COLUMNS[i] in words, COLUMNS[i] in ("estimator", "cosine")) for i in shown],
         caption=" ".join(captions),
     )  # fmt: skip
@@ -157,7 +155,7 @@ def block(case: str, dtype: str, rows: pd.DataFrame, spare: Collection[str] = ()
 def line(name: str, rows: pd.DataFrame) -> list[str]:
     """One estimator on one problem instance."""
     fine = rows[rows["status"] == "ok"]
-    states = Counter(fine["outcome"])
+    states = Counter(fine["outcome"].dropna())
     states.update(rows.loc[rows["status"] != "ok", "status"])
     outcome = ", ".join(what if len(states) == 1 else f"{what} ({n})" for what, n in states.items())
     if fine.empty:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .common import not_shown, note_below, one_dtype
+from .common import not_shown, note_below, one_place
 from .heatmap import heat_maps
 from .tradeoff import one_case_a_problem, short_title
 
@@ -59,7 +59,7 @@ def _row(inverse: str, adapted: bool) -> str:
 def _points(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """(cells that are one inverse with one product, of the dtype and the problems with most, what is left out); none if they are no
     matrix: of one inverse or of one product only, or with more holes than `FILLED` allows."""
-    cells, _, others = one_dtype(frame[(frame["kind"] == "point") & (frame["status"] != "refused")])
+    cells, _, others = one_place(frame[(frame["kind"] == "point") & (frame["status"] != "refused")])
     found = [(i, part) for i, built in cells["built"].items() if (part := taken_apart(built)) is not None]
     parts = pd.DataFrame(
         [p for _, p in found], index=[i for i, _ in found], columns=["inverse", "adapted", "product", "rank", "rest"]

@@ -98,17 +98,21 @@ def not_shown(items: Sequence[str]) -> list[str]:
     return ["not shown: " + "; ".join(items)] if items else []
 
 
-def one_dtype(rows: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
-    """Rows of one dtype: they are never pooled.
+def one_place(rows: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
+    """Rows of one dtype on one device: others are never pooled with them.
 
     Returns:
-        The rows of the dtype that most results have, what a title adds about it, and the names of the others.
+        The rows of the place that most results have, what a title adds about it, and the names of the others.
     """
-    counts = rows.loc[rows["status"] == "ok", "dtype"].value_counts()
+    places = pd.Series(list(zip(rows["dtype"], rows["device_asked"], strict=True)), index=rows.index, dtype=object)
+    counts = places[rows["status"] == "ok"].value_counts()
     if counts.empty:
         return rows, "", []
-    kept = max(counts.index, key=lambda name: (counts[name], name))
-    return rows[rows["dtype"] == kept], "" if kept == "float64" else f", {kept}", sorted({*rows["dtype"]} - {kept})
+    kept = max(counts.index, key=lambda place: (counts[place], place))
+    dtype, device = kept
+    title = f", {dtype}" * (dtype != "float64") + f", {device}" * (device != "cpu")
+    others = [d + f" on {v}" * (v != device) for d, v in sorted({*places} - {kept})]
+    return rows[[place == kept for place in places]], title, others
 
 
 def missing(rows: pd.DataFrame, values: Sequence[str], names: Collection[str] = ()) -> list[str]:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from ..style import WIDTH, look, order
-from .common import area, better, floored, handle, legend_below, missing, not_shown, one_dtype
+from .common import area, better, floored, handle, legend_below, missing, not_shown, one_place
 
 RUN = ("unroll", "unroll-checkpointed", "forward", "unroll-truncated")
 """These differentiate the run; so does any other whose claim names the run as its target."""
@@ -104,7 +104,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
 
 
 def _cells(frame: pd.DataFrame) -> tuple[pd.DataFrame, str, list[str]]:
-    return one_dtype(frame[(frame["kind"] == "point") & (frame["problem"] == "biased_regression")])
+    return one_place(frame[(frame["kind"] == "point") & (frame["problem"] == "biased_regression")])
 
 
 def _family(name: str, rows: pd.DataFrame) -> str:

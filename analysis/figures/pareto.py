@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..advice import FLOOR, Advice, advise, front
+from ..advice import FLOOR, Advice, front, of_places
 from ..style import WIDTH, look, order
 from .common import area, better, floored, handle, legend_below, not_shown, setting_of
 
@@ -25,6 +25,7 @@ def data(frame: pd.DataFrame) -> pd.DataFrame:
         "name",
         "case",
         "dtype",
+        "device_asked",
         *COSTS,
         "error_low",
         "error_high",
@@ -36,21 +37,20 @@ def data(frame: pd.DataFrame) -> pd.DataFrame:
     judged = _judged(frame)
     if judged is None:
         return pd.DataFrame(columns=columns)
-    found, rows, case, dtype, _ = judged
-    rows = rows.assign(case=case, dtype=dtype, recommended=rows.index == found.choice)
+    found, rows, *_ = judged
+    rows = rows.assign(recommended=rows.index == found.choice)
     return rows.rename_axis("estimator").reset_index()[columns]
 
 
-def _judged(frame: pd.DataFrame) -> tuple[Advice, pd.DataFrame, str, str, pd.Series] | None:
-    """(all that is said, the candidates that can be drawn, case, dtype, how many rows each place has)."""
-    mine = frame[frame["kind"] == "advice"]
-    if mine.empty:
+def _judged(frame: pd.DataFrame) -> tuple[Advice, pd.DataFrame, str, list[str]] | None:
+    """(all that is said, the candidates that can be drawn, with where, what they are of, what the others are of)."""
+    asked = of_places(frame)
+    if not asked:
         return None
-    places = mine.groupby(["case", "dtype"]).size()
-    case, dtype = places.idxmax()
-    found = advise(mine[mine["case"].eq(case) & mine["dtype"].eq(dtype)], frame.attrs.get("limits"))
+    head, mine, found = max(asked, key=lambda entry: len(entry[1]))
     rows = found.rows[found.rows["status"].eq("ok")].dropna(subset=COSTS)
-    return None if rows.empty else (found, rows, case, dtype, places)
+    rows = rows.assign(**mine.iloc[0][["case", "dtype", "device_asked"]])
+    return None if rows.empty else (found, rows, head, [other for other, *_ in asked if other != head])
 
 
 def draw(frame: pd.DataFrame) -> Figure | None:
@@ -59,7 +59,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     judged = _judged(frame)
     if judged is None:
         return None
-    found, rows, case, dtype, places = judged
+    found, rows, head, others = judged
     unit, scale = next((u for u in UNITS if rows["peak"].median() >= u[1]), UNITS[-1])
     rows = rows.assign(size=rows["peak"] / scale)
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
@@ -73,7 +73,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     right.set(xlabel=f"peak memory of a meta step ({unit})")
     words = "relative error" if limits["error"] == "relative" else "direction error"
     left.set_ylabel(f"{words}\n(at the floor: {FLOOR:.0e} or less)".replace("e-0", "e-"))
-    figure.suptitle(f"{case}, {dtype}; reference: {found.truth or 'none, errors are bounds'}", fontsize=8)
+    figure.suptitle(f"{head}; reference: {found.truth or 'none, errors are bounds'}", fontsize=8)
     names = order(rows["name"])
     handles = [handle(n, names, line=False) for n in names]
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))
@@ -88,10 +88,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         5,
         [
             *notes,
-            *not_shown(
-                [f"{k} ({r['status']})" for k, r in lost.iterrows()]
-                + [f"{c}, {d}" for c, d in places.index if (c, d) != (case, dtype)]
-            ),
+            *not_shown([f"{k} ({r['status']})" for k, r in lost.iterrows()] + others),
         ],
     )
     return figure

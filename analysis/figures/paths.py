@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .common import one_dtype
+from .common import one_place
 
 
 def one_path(frame: pd.DataFrame, holding: str = "") -> tuple[pd.DataFrame, str, list[str]]:
@@ -20,7 +20,7 @@ def one_path(frame: pd.DataFrame, holding: str = "") -> tuple[pd.DataFrame, str,
     Returns:
         (the cells of the first path, what a title adds about their dtype, what is left out); no cells if none succeeded.
     """
-    cells, dtype, others = one_dtype(frame[frame["kind"] == "path"])
+    cells, dtype, others = one_place(frame[frame["kind"] == "path"])
     rows = cells[cells["status"] == "ok"]
     rows = rows[rows[holding].notna()] if holding else rows
     if rows.empty:

@@ -22,7 +22,7 @@ from .common import (
     log_ticks,
     missing,
     not_shown,
-    one_dtype,
+    one_place,
 )
 
 COLUMNS = 3
@@ -50,7 +50,7 @@ class Cost(NamedTuple):
 
 def data_of(frame: pd.DataFrame, cost: Cost) -> pd.DataFrame:
     """A row a cell: error of the direction (before any floor), and its cost."""
-    rows = _known(one_dtype(frame[frame["kind"] == "point"])[0], cost)
+    rows = _known(one_place(frame[frame["kind"] == "point"])[0], cost)
     rows = rows[rows["case"].isin(one_case_a_problem(rows))]
     return rows[["id", "estimator", "problem", "case", "seed", "dtype", "direction_distance", cost.column]]
 
@@ -74,7 +74,7 @@ def draw_of(frame: pd.DataFrame, cost: Cost) -> Figure | None:
     The error is that of the direction: the distance between the unit vectors, 2 sin(angle / 2). It is fair to
     estimators that carry a learning rate, and tells the right way (0) from across (1.41) and the wrong way (2).
     """
-    cells, dtype, others = one_dtype(frame[frame["kind"] == "point"])
+    cells, dtype, others = one_place(frame[frame["kind"] == "point"])
     rows = _known(cells, cost)
     cases = one_case_a_problem(rows)
     if not cases:

@@ -122,6 +122,7 @@ ADVICE = (
     Column(key="label", head="estimator", about="its registered name and what was tried"),
     Column(key="case", head="problem", about="the problem and its settings", facet=True),
     Column(key="dtype", head="dtype", about="precision", facet=True),
+    Column(key="device_asked", head="device", about="as it was asked for", facet=True),
     Column(key="error", head="error", better="less", write=number, spread=True, about="to the reference; in brackets the smallest and the largest over points"),
     Column(key="cosine", head="cosine", better="more", write="{:.4f}".format, about="of the angle to the reference"),
     Column(key="time", head="time / run", better="less", write="{:.2f}".format, about="of a whole meta step, in runs without it"),
@@ -139,15 +140,13 @@ KEPT = ("error", "error_low", "error_high", "cosine", "time", "peak", "products"
 def advice_grid(frame: pd.DataFrame, name: str) -> Grid | None:
     """Of the candidates of `advise`, None if it was not asked."""
     found = []
-    for (case, dtype), mine in frame[frame["kind"] == "advice"].groupby(["case", "dtype"], sort=False):
-        advised = advice.advise(mine, frame.attrs.get("limits"))
+    for _, mine, advised in advice.of_places(frame):
         ids = mine.groupby("estimator")["id"].agg(list)
         for label, row in advised.rows.iterrows():
             said = ", ".join(row["outcomes"]) or f"{row['status']}: {row['reason']}"
             line: dict[str, Any] = dict(row[list(KEPT)])
             own = {
-                "case": case,
-                "dtype": dtype,
+                **mine.iloc[0][["case", "dtype", "device_asked"]],
                 "label": label,
                 "verdict": _verdict(row, label == advised.choice),
                 "outcome": said,

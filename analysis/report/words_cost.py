@@ -100,14 +100,14 @@ def of_advice(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
     """What `advise` recommends, and what it warns of."""
     del grid  # its words name the candidates themselves
     found = []
-    for (case, dtype), mine in frame[frame["kind"] == "advice"].groupby(["case", "dtype"], sort=False):
+    for head, _, advised in advice.of_places(frame):
         sentences: list[list[Part]] = []
-        for line in advice.words(advice.advise(mine, frame.attrs.get("limits"))):
+        for line in advice.words(advised):
             if line.startswith(" ") and sentences:  # the line of code to use
                 sentences[-1] += [Part(" "), Part(line.strip(), code=True)]
             else:
                 sentences.append([Part(line)])
-        found.append(Finding(f"{case}, {dtype}", sentences))
+        found.append(Finding(head, sentences))
     return found
 
 
