@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from estimators import Problem
+from estimators import Problem, tree
 
 from .grid import settings_of
 from .plan import UnknownName, fitted, takes
@@ -54,6 +54,7 @@ class Found:
         Raises:
             UnknownName: an own function makes neither a problem nor a workload, or in another dtype or on another device than
                 was asked for.
+            HypergradientError: its hyperparameters are no dict of tensors.
             Exception: whatever ``function`` raises.
         """
         common = {"seed": seed, "dtype": dtype, "device": device}
@@ -61,7 +62,9 @@ class Found:
         made = self.function(**given, **settings)
         if not isinstance(made, (Problem, Workload)):
             raise UnknownName(f"{self.name} returned {type(made).__name__}: return a Problem, or a Workload")
-        leaf = next(iter(problem_of(made).hparams.values()))
+        hparams = problem_of(made).hparams
+        tree.check(hparams, "hparams")
+        leaf = next(iter(hparams.values()))
         if dtype is not None and leaf.dtype != dtype:
             raise UnknownName(
                 f"{self.name} is made in {leaf.dtype}, not in {dtype}: give it the parameter dtype, or leave --dtype out"

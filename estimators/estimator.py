@@ -42,7 +42,10 @@ class MeanOf:
             raise HypergradientError(f"MeanOf({self.parts}): give a list of outer losses, at least one")
 
     def __call__(self, params: Tree, hparams: Tree) -> Tensor:
-        return torch.stack([part(params, hparams) for part in self.parts]).mean()
+        def value(i: int, part: Outer) -> Tensor:
+            return scalar(lambda: part(params, hparams), f"part {i} of the outer loss", params, hparams)
+
+        return torch.stack([value(i, part) for i, part in enumerate(self.parts)]).mean()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from estimators import SGD, Adam, Problem, Stage, from_module
+from estimators import SGD, Adam, MeanOf, Problem, Stage, from_module
 
 _g = torch.Generator().manual_seed(0)
 X, Y = torch.randn(16, 5, generator=_g), torch.randn(16, generator=_g)
@@ -258,6 +258,27 @@ def fused_attention_alone():
 
 def vector_loss():
     return problem(lambda p, h, b: (X @ p["w"] - Y).square())
+
+
+def part_as_float():
+    return problem(outer=MeanOf([validate, lambda p, h: validate(p, h).item()]))
+
+
+def hparams_in_a_list():
+    return problem(hparams=[0.0, 0.0])
+
+
+def bare_hparams():
+    return problem(hparams=torch.zeros(5))
+
+
+def class_weights():
+    def loss(p, h, b):
+        return F.cross_entropy(X @ p["w"].reshape(5, 2), (Y > 0).long(), weight=h["lam"].exp())
+
+    return problem(
+        loss, lambda p, h: p["w"].square().sum(), start={"w": torch.ones(10)}, hparams={"lam": torch.zeros(2)}
+    )
 
 
 def mixed_in_loss():

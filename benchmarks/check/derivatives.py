@@ -21,6 +21,7 @@ from estimators.products import gradients
 from estimators.rules import is_linear, is_rule
 
 from .case import Case
+from .explain import UNDIFFERENTIABLE
 from .purity import problem_hparams
 from .watch import CUTS
 
@@ -51,7 +52,8 @@ def first(case: Case) -> None:
     cut = _cuts(case.outer.called)
     if not cotangent and not direct:
         case.fail(
-            f"the outer loss depends on neither params nor hparams{cut}", "read params['...'] in it, not a closure"
+            f"the outer loss depends on neither params nor hparams{cut}",
+            "read params['...'] in it, not a closure, and outside torch.no_grad()",
         )
     if not set(cotangent) & trained:
         reads = f"only {sorted(cotangent)}, which no stage trains" if cotangent else "no params"
@@ -90,6 +92,8 @@ def second(case: Case) -> None:
         try:
             rows, mixed = reverse_over_reverse(loss, params, lam, tangent, wrt_params=tangent, wrt_hparams=lam)
         except (RuntimeError, NotImplementedError) as error:
+            if UNDIFFERENTIABLE.search(str(error)):  # not even once, by a hyperparameter
+                raise
             case.twice = False
             case.add(
                 "warning",

@@ -14,7 +14,14 @@ from estimators import HypergradientError
 
 from . import Finding
 
+UNDIFFERENTIABLE = re.compile(r"not differentiable with respect to argument")
+
 ADVICE = (
+    (
+        UNDIFFERENTIABLE,
+        "torch has no derivative of that function by that argument: write it out of others, such as class weights as "
+        "(weights[y] * cross_entropy(logits, y, reduction='none')).sum() / weights[y].sum()",
+    ),
     (
         re.compile(
             r"same dtype|expected scalar type|Found dtype|expected m1 and m2|dtypes? .* but got|must have the same dtype",
