@@ -24,6 +24,7 @@ from .comparison import (
     Thresholds,
     labelled,
 )
+from .measures import INSTANCE
 from .meta_tables import size
 from .stats import EQUAL
 from .text import short
@@ -121,7 +122,12 @@ def sides(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
             )
     commits = {c for f in (before, after) for c in f["commit"].dropna()}
     if len(commits) == 1 and not (before["dirty"].eq(True).any() or after["dirty"].eq(True).any()):
-        notes.append("both are of the same commit: what differs between them is chance, or the machine")
+        edited = _edited(before, after)
+        notes.append(
+            f"both are of the same commit, but files that do not belong to it changed: those of {', '.join(edited)}, or of a plugin"
+            if edited
+            else "both are of the same commit: what differs between them is chance, or the machine"
+        )
     for name, frame in (("before", before), ("after", after)):
         measured = frame[frame["status"] == "ok"]
         disturbed = measured["busy"].eq(True) | measured["jobs"].gt(1)
@@ -132,6 +138,14 @@ def sides(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
         if frame["dirty"].eq(True).any():
             notes.append(f"{name}: the code was changed since its commit, and is not recorded")
     return notes
+
+
+def _edited(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """Problems with cells in both that other code measured."""
+    key = [*INSTANCE, "seed"]
+    a, b = (frame[frame["status"] == "ok"][[*key, "sources"]].astype(str) for frame in (before, after))
+    both = a.merge(b, on=key, suffixes=("_before", "_after"))
+    return sorted(set(both.loc[both["sources_before"] != both["sources_after"], "problem"]))
 
 
 def _on(c: Comparison) -> str:

@@ -287,6 +287,19 @@ def test_other_machines_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "18 of 18 cells after were timed while the machine was busy" in text
 
 
+def test_a_change_outside_the_commit_is_not_called_luck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def edited(row: dict[str, Any]) -> None:
+        row["config"]["code"] = "another"
+
+    before = write(tmp_path / "a")
+    main(["compare", str(before), str(write(tmp_path / "b"))])
+    assert "what differs between them is chance" in capsys.readouterr().out
+    main(["compare", str(before), str(write(tmp_path / "c", edited))])
+    said = capsys.readouterr().out
+    assert "what differs between them" not in said
+    assert "same commit, but files that do not belong to it changed: those of biased_regression" in said
+
+
 def test_two_commits_of_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "run")
     worse = lambda row: at(row, "cg") and row["accuracy"].update(relative_error=0.9)  # noqa: E731
