@@ -200,7 +200,7 @@ def _sheet(name: str, rows: pd.DataFrame, heads: Sequence[str], lines: Sequence[
         else ""
     )
     seeds = data["seeds"].max()
-    same = rows.iloc[0][["problem", "setting", "dtype", "device_asked"]]
+    same = rows.iloc[0][["problem", "setting", "dtype", "device_asked", "kernel"]]
     return Sheet(
         title=f"SAMA's {name} beside ours: {title(rows)}{f'; medians over {seeds} seeds' if seeds > 1 else ''}",
         heads=[Head(text, text in WORDS, text == "method") for text in heads], lines=lines,

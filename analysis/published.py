@@ -120,9 +120,6 @@ TABLE_9 = _to_plain(IMDB)
 TABLE_2 = {row: Ratio(t / V100[SAMA][0], m / V100[SAMA][1]) for row, (t, m) in V100.items()}
 """Relative to SAMA on one GPU."""
 
-UNITS = {SAMA: (2.57, 2.35), Row("sama-na"): (2.27, 2.25), Row("neumann"): (15.2, 15.0), Row("cg"): (16.0, 15.7)}
-"""Cost of one meta step in base steps, from Tables 8 and 9."""
-
 
 def find(workload: str, estimator: str, unroll: int, workers: int) -> Row | None:
     """The paper's row for one of ours, None if it has none."""

@@ -31,6 +31,7 @@ SAME = [
     "kernel",
     "fields",
     "task",
+    "meta_lr",
 ]
 """Rows that agree in these are one result, taken twice."""
 

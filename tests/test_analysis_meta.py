@@ -155,13 +155,20 @@ def test_the_text_file_is_written(folder: Path, tmp_path: Path) -> None:
     assert "cosine" not in (tmp_path / "table.txt").read_text()  # nothing of points, where there are none
 
 
+UNITS = {
+    published.SAMA: (2.57, 2.35),
+    published.Row("sama-na"): (2.27, 2.25),
+    published.Row("neumann"): (15.2, 15.0),
+    published.Row("cg"): (16.0, 15.7),
+}
+"""Cost of one meta step in base steps, worked out by hand from Tables 8 and 9."""
+
+
 @pytest.mark.parametrize("table", [published.TABLE_8, published.TABLE_9])
 def test_published_figures_agree_with_one_another(table: dict) -> None:
     which = 0 if table is published.TABLE_8 else 1
-    for theirs, stated in published.UNITS.items():
-        assert 10 * (1 / table[theirs].throughput - 1) == pytest.approx(
-            stated[which], abs=0.08
-        )  # from ratios of three digits
+    for theirs, stated in UNITS.items():
+        assert 10 * (1 / table[theirs].throughput - 1) == pytest.approx(stated[which], abs=0.05)
     one, two = table[published.SAMA], table[published.Row("sama", 10, 2)]
     assert two.throughput / one.throughput == pytest.approx(1.68, abs=0.01)  # two GPUs over one, as in both tables
     assert two.memory < one.memory

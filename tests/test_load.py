@@ -240,3 +240,9 @@ def test_the_example_of_the_page_runs(
     exec(compile(block, "results.md", "exec"), {})
     said = capsys.readouterr().out
     assert "biased_regression (cond=10)" in said and said.endswith("{}\n")
+
+
+def test_paths_of_two_learning_rates_are_two_results(tmp_path: Path) -> None:
+    for rate in (0.1, 0.01):
+        written(tmp_path, "cg", kind="path", meta={"steps": 3, "lr": rate})
+    assert sorted(load(tmp_path)["meta_lr"]) == [0.01, 0.1]

@@ -15,6 +15,7 @@ import pytest
 
 from analysis import document, load, published
 from analysis.layouts import LAYOUTS, table2, table8
+from analysis.report import paper
 from analysis.sheet import Head, Line, Sheet, latex, markdown, tex
 from analysis.tables import by_run, of_runs
 from benchmarks import cells
@@ -206,3 +207,14 @@ def test_what_is_wrong_is_said(folder: Path, tmp_path: Path, capsys: pytest.Capt
     ):
         assert main(["table", *words]) == status, words
         assert said in capsys.readouterr().err
+
+
+def test_lines_of_other_kernels_are_told_apart_and_have_sources_of_their_own(folder: Path) -> None:
+    math = cell("sama", meta={"kernel": "math"})
+    cells.write(math.file(folder), row(math, 0.5, 1.4))
+    frame = load(folder)
+    data = pd.concat([sheet.data for sheet in table8(frame)])
+    assert data.dropna(subset="throughput").groupby("kernel").size().to_dict() == {"best": 5, "math": 1}
+    (grid,) = (g for g in paper.grids(frame, "r0") if g.name == "r0-table8")
+    sama = grid.frame[grid.frame["method"].eq("SAMA")]
+    assert sorted(map(len, sama["sources"])) == [1, 1]

@@ -10,7 +10,7 @@ from ..layouts import LAYOUTS
 from ..meta_tables import size
 from .grid import SOURCES, Column, Grid, count
 
-SAME = ("problem", "setting", "dtype", "device_asked", "estimator", "unroll", "workers")
+SAME = ("problem", "setting", "dtype", "device_asked", "kernel", "estimator", "unroll", "workers")
 """Cells that agree in these with a line are what it was made of."""
 
 COLUMNS = (
@@ -20,6 +20,7 @@ COLUMNS = (
     Column(key="setting", head="settings", about="of the workload", facet=True),
     Column(key="dtype", head="dtype", about="of the parameters, or of the autocast", facet=True),
     Column(key="device_asked", head="device", about="as it was asked for", facet=True),
+    Column(key="kernel", head="kernels", about="attention kernels that were allowed", facet=True),
     Column(key="unroll", head="unroll", about="training steps in a meta step", write=count, facet=True),
     Column(key="workers", head="workers", about="data-parallel processes, or their GPUs", write=count, facet=True),
     Column(key="throughput", head="examples / s", better="more", write="{:,.4g}".format, about="ours"),
@@ -51,5 +52,5 @@ def grids(frame: pd.DataFrame, prefix: str) -> Iterator[Grid]:
 def _sources(frame: pd.DataFrame, line: pd.Series) -> list[str]:
     same = frame["kind"].eq("meta")
     for name in SAME:
-        same &= frame[name].eq(line[name])
+        same &= frame[name].isna() if pd.isna(line[name]) else frame[name].eq(line[name])
     return list(frame.loc[same, "id"])

@@ -105,16 +105,10 @@ def of_points(frame: pd.DataFrame, grid: Grid) -> list[Finding]:
     if pairs:
         said = (
             f"Winners are compared with runners-up seed by seed (exact permutation test): {counted(len(pairs), 'comparison')}, corrected "
-            f"together (Holm). So many can show a difference from {seeds_for(len(pairs))} seeds on."
+            f"together (Holm). So many can show a difference from {stats.seeds_for(len(pairs))} seeds on."
         )
         found.append(Finding("How they are compared", [[Part(said)]]))
     return found
-
-
-def seeds_for(comparisons: int) -> int:
-    """The least number of pairs at which the smallest p that a permutation of signs can have, 2 / 2^n, passes Holm's first test."""
-    alpha = 1 - stats.CONFIDENCE
-    return next(n for n in range(stats.LEAST_SEEDS, 64) if comparisons * 2 / 2**n <= alpha)
 
 
 def controls(rows: pd.DataFrame) -> pd.Series:
