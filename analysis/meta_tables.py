@@ -145,9 +145,11 @@ def title(rows: pd.DataFrame) -> str:
     return "; ".join(words)
 
 
-def shares(split: Mapping[str, Any]) -> list[str]:
-    """Percent of the peak, in the order of `KINDS`."""
-    whole = sum(split.values())
+def shares(split: Mapping[str, Any] | None) -> list[str]:
+    """Percent of the peak, in the order of `KINDS`; nothing where it is not known."""
+    whole = sum(split.values()) if split else 0
+    if not split or not whole:
+        return [""] * len(KINDS)
     return [f"{100 * split.get(kind, 0) / whole:.0f}" for kind in KINDS]
 
 

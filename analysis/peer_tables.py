@@ -48,7 +48,13 @@ def tasks(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """`with_ratios` of the rows of each task, in the order of `ABOUT`."""
     rows = frame[frame["kind"] == "peers"]
     groups = [with_ratios(group) for _, group in rows.groupby(SAME, sort=False, dropna=False)]
-    return sorted(groups, key=lambda g: (list(ABOUT).index(g["method"].iloc[0]), g["products_or_steps"].iloc[0]))
+    rank = {method: i for i, method in enumerate(ABOUT)}
+    return sorted(groups, key=lambda g: (rank.get(g["method"].iloc[0], len(rank)), g["products_or_steps"].iloc[0]))
+
+
+def about(method: str, n: float) -> str:
+    """What was done, in words; a method that this version does not know is named all the same."""
+    return ABOUT.get(method, "{n} products or steps").format(n=int(n))
 
 
 def with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -78,8 +84,7 @@ def table(rows: pd.DataFrame) -> Sheet:
 def title(rows: pd.DataFrame) -> str:
     """What was done, to what."""
     first = rows.iloc[0]
-    what = ABOUT[first["method"]].format(n=int(first["products_or_steps"]))
-    return f"{first['method']}: {what}; {first['case']}, {first['dtype']}, seed {first['seed']}"
+    return f"{first['method']}: {about(first['method'], first['products_or_steps'])}; {first['case']}, {first['dtype']}, seed {first['seed']}"
 
 
 def line(row: pd.Series) -> list[str]:

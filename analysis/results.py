@@ -18,6 +18,9 @@ LARGEST = 64 * 2**20
 
 STATUSES = ("ok", "failed", "refused")
 
+NEEDED = ("id", "status", "kind", "estimator", "problem", "seed", "dtype", "device_asked", "workers")
+"""Columns without which a file is no result."""
+
 SAME = [
     "run",
     "kind",
@@ -166,12 +169,14 @@ def _row(content: Any) -> dict[str, Any]:
     """
     content = upgraded(content)
     row = {column.name: _value(content, column) for column in READ}
-    if missing := [
-        name for name in ("id", "status", "kind", "estimator", "problem", "seed", "dtype") if row[name] is None
-    ]:
+    needed = [*NEEDED, *(("method", "products_or_steps") if row["kind"] == "peers" else ())]
+    if missing := [name for name in needed if row[name] is None]:
         raise ValueError(f"damaged: it has no {', '.join(missing)}")
     if row["status"] not in STATUSES:
         raise ValueError(f"damaged: status is {row['status']!r}, none of {', '.join(STATUSES)}")
+    for split in ("memory_split", "plain_split"):
+        if not all(type(part) in (int, float) for part in (row[split] or {}).values()):
+            raise ValueError(f"damaged: {split} holds what is no number")
     config = content["config"]
     settings = _listed(config["settings"])
     row["name"], row["fields"] = config["estimator"], _listed(config["fields"])

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import figures, load, schema, tables
+from analysis import figures, load, report, schema, tables
 from analysis.columns import COLUMNS, markdown
 from benchmarks import cells
 from benchmarks.cells import Cell
@@ -246,3 +246,41 @@ def test_paths_of_two_learning_rates_are_two_results(tmp_path: Path) -> None:
     for rate in (0.1, 0.01):
         written(tmp_path, "cg", kind="path", meta={"steps": 3, "lr": rate})
     assert sorted(load(tmp_path)["meta_lr"]) == [0.01, 0.1]
+
+
+def of_kind(kind: str) -> dict[str, Any]:
+    files = (json.loads(file.read_text()) for file in sorted(OLD.rglob("cells/*.json")))
+    return next(c for c in files if c["config"]["kind"] == kind and c["status"] == "ok")
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "wrong", "why"),
+    [
+        ("meta", "memory", None, None),
+        ("meta", "memory.split", {}, None),
+        ("meta", "memory.split", {"graph": None}, "memory_split holds what is no number"),
+        ("meta", "config.workers", None, "it has no workers"),
+        ("peers", "config.meta", {}, "it has no method, products_or_steps"),
+        ("peers", "config.meta.steps", None, "it has no products_or_steps"),
+        ("peers", "config.meta.method", "of the future", None),
+        ("point", "pullbacks", [], None),
+        ("point", "config.device", None, "it has no device_asked"),
+    ],
+)
+def test_what_a_kind_lacks_is_named_or_left_blank(
+    tmp_path: Path, kind: str, place: str, wrong: object, why: str | None
+) -> None:
+    """One such file must not cost the others their tables and their page."""
+    content = inside = of_kind(kind)
+    *path, last = place.split(".")
+    for key in path:
+        inside = inside[key]
+    inside[last] = wrong
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    frame = load(tmp_path)
+    if why is not None:
+        assert why in frame.attrs["skipped"][f"{tmp_path.name}/a.json"]
+        return
+    assert len(frame) == 1
+    tables.save(frame, tmp_path / "table.txt")
+    assert "could not be drawn" not in report.write([tmp_path], tmp_path / "report.html").read_text()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from analysis import peer_tables, results
-from analysis.figures import peers
+from analysis.figures import common
 from benchmarks import peer_cells
 from benchmarks.accuracy import compare
 from benchmarks.cells import Cell
@@ -293,9 +293,9 @@ def test_wrong_command_lines_are_explained(
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (9.5, 9.7), (3e-3, 0.4), (100.0, 9e4)])
 def test_axes_hold_all_and_have_round_ticks(low: float, high: float) -> None:
-    left, right = peers._limits(low, high)
+    left, right = common.log_limits(low, high)
     assert left < low and right > high and right / left >= 2.5 * (1 - 1e-12)
-    ticks = peers._ticks(left, right)
+    ticks = common.log_ticks(left, right)
     assert ticks and len(ticks) <= 8 and all(left <= t <= right for t in ticks)
 
 

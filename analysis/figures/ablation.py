@@ -101,6 +101,8 @@ def taken_apart(built: Any) -> Mapping[str, Any] | None:
     ):
         return None
     fields = {word.arg: word.value for word in call.keywords}
+    if not {"product", "adapt"} <= fields.keys():  # of an older version
+        return None
     solver = fields.get("solver")
     inverse, rank = ("identity", 0) if solver is None else _inverse(solver)
     rest = [ast.unparse(v) for k, v in fields.items() if k not in ("solver", "product", "adapt")]

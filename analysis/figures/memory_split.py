@@ -28,14 +28,14 @@ ABOUT = "What the peak memory of a meta step is made of, in units of the peak of
 def data(frame: pd.DataFrame) -> pd.DataFrame:
     """A row a cell and part: bytes at the peak of the meta step, and at that of plain training."""
     rows = chosen(frame)[0]
-    rows = rows[(rows["status"] == "ok") & rows["memory_split"].notna()]
+    rows = rows[_known(rows)]
     columns = ["id", "estimator", "case", "dtype", "device", "unroll", "workers", "seed"]
     parts = [
         {
             **row[columns],
             "part": part,
             "bytes": row["memory_split"].get(part, 0),
-            "plain_bytes": (row["plain_split"] or {}).get(part, 0),
+            "plain_bytes": row["plain_split"].get(part, 0),
         }
         for _, row in rows.iterrows()
         for part in PARTS
@@ -43,10 +43,14 @@ def data(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(parts, columns=[*columns, "part", "bytes", "plain_bytes"])
 
 
+def _known(rows: pd.DataFrame) -> pd.Series:
+    return rows["status"].eq("ok") & rows["memory_split"].notna() & rows["plain_split"].notna()
+
+
 def draw(frame: pd.DataFrame) -> Figure | None:
     """A bar an estimator, in units of the peak of plain training, whose own split is the first bar."""
     rows, title, others = chosen(frame)
-    fine = rows[(rows["status"] == "ok") & rows["memory_split"].notna()]
+    fine = rows[_known(rows)]
     if fine.empty:
         return None
     bars = [("plain training", fine.iloc[0]["plain_split"], float(fine.iloc[0]["plain_peak"]), 1.0)]

@@ -31,7 +31,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     figures are in the table, not here: another machine's would not lie on these axes.
     """
     rows, title, others = chosen(frame)
-    fine = rows[rows["status"] == "ok"]
+    fine = rows[rows["status"] == "ok"].dropna(subset=["throughput", "throughput_ratio", "meta_peak", "memory_ratio"])
     if fine.empty:
         return None
     names = order(fine["estimator"])

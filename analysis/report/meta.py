@@ -102,7 +102,7 @@ def peers_grid(frame: pd.DataFrame, name: str) -> Grid | None:
         **{SOURCES: rows["id"].map(lambda i: [i])},
     )  # fmt: skip
     about = [
-        f"{m}, {n:.0f}: {peer_tables.ABOUT[m].format(n=int(n))}."
+        f"{m}, {n:.0f}: {peer_tables.about(m, n)}."
         for m, n in dict.fromkeys(zip(rows["method"], rows["products_or_steps"], strict=True))
     ]
     return Grid(
