@@ -59,6 +59,7 @@ READ = (
     Column("kernel", "config.meta.kernel", "text", "attention kernels that were allowed"),
     Column("method", "config.meta.method", "text", "of peers: the task"),
     Column("products_or_steps", "config.meta.steps", "count", "of a path: meta steps; of peers: products or steps"),
+    Column("problem_version", "config.meta.version", "text", "of a problem of one's own: hash of its files"),
     Column("built", "config.built", "text", "the estimator with all its fields, as text"),
     Column("sources", "config.code", "text", "hash of the code that measured it"),
     Column("of", "claim.of", "text", "what the estimator estimates"),

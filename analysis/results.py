@@ -51,6 +51,7 @@ def load(
         newest: of several versions of a cell in one folder keep the newest; else all.
 
     Columns are those of `analysis.columns`. ``run`` says from which of the folders a row is, ``file`` from which file below it.
+    Of a problem of the user's own, the results of its newest version alone are kept in a folder: another version is another problem.
     Within one folder, of results that differ in the registered estimator, the version of the code or the length of the path only,
     the newest is kept (of those in ``ids``); between folders all are. An estimator that a sweep gave several values of a field is
     several, "cg(solver.steps=5)" and so on; ``name`` is what it is registered as.
@@ -151,7 +152,11 @@ def _table(rows: Sequence[Mapping[str, Any]], ids: Collection[str] | None, newes
             frame[column.name] = pd.to_numeric(frame[column.name])
     given = {run: i for i, run in enumerate(dict.fromkeys(row["run"] for row in rows))}
     frame = frame.sort_values("finished", kind="stable", na_position="first")
-    frame = frame.drop_duplicates(SAME, keep="last") if newest else frame
+    if newest:
+        last = frame.groupby(["run", "problem"])["problem_version"].transform("last")
+        frame = frame[frame["problem_version"].isna() | frame["problem_version"].eq(last)].drop_duplicates(
+            SAME, keep="last"
+        )
     swept = frame.groupby("name")["fields"].transform("nunique") > 1
     frame.loc[swept, "estimator"] = frame["name"] + frame["fields"].map(lambda text: f"({text})" if text else "")
     rank = {name: i for i, name in enumerate(order(frame["estimator"]))}

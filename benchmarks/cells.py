@@ -47,7 +47,7 @@ class Cell:
             throughput and the memory of a whole meta step of a workload; "peers" is `benchmarks.peers`; "advice" takes error and
             cost of one hypergradient on any problem of one stage.
         meta: for a path, the meta optimizer's ``steps`` and ``lr``; for "meta", the ``kernel``; for "peers", the task; for a point on
-            a problem of the user's, the kind of its ``reference``; for "advice", the id of the ``reference``, and whether ``costs`` are taken, or what it is a reference ``of``.
+            a problem of the user's, the kind of its ``reference`` and the ``version`` of its file; for "advice", the id of the ``reference``, and whether ``costs`` are taken, or what it is a reference ``of``.
         device: "cpu", "cuda", "cuda:1", ...
         fields: of the estimator, in place of what is registered, dotted: ``{"solver.steps": 5}``.
         workers: data-parallel processes ("meta" only).
@@ -143,6 +143,14 @@ def code_version(thing: Any, make: Any = None, kind: Kind = "point") -> str:
         files.add(root / "problems" / "reference.py")
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.as_posix()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def problem_version(make: Any) -> str:
+    """Hash of the files that a problem is written in alone: results of two versions are not of one problem."""
+    digest = hashlib.sha256()
+    for file in sorted(set[Path]().union(*map(_imported, _sources(make))), key=lambda f: f.as_posix()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 

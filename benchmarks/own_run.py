@@ -14,7 +14,7 @@ from estimators import Unroll
 
 from . import own_problem, own_reference, plan
 from .aside import AsideError, aside
-from .cells import Cell, code_version, write_json
+from .cells import Cell, code_version, problem_version, write_json
 from .check import Report, Survey, show
 from .check.look import look
 from .own_reference import Kind
@@ -98,7 +98,8 @@ def cells(name: str, pairs: Sequence[str], wanted: Wanted, out: Path) -> list[Ce
     place = Cell(estimator="", problem=name, settings=settings, dtype=survey.dtype, device=wanted.device)
     points = [replace(place, seed=seed) for seed in seeds]
     chosen = _affordable(points, survey, wanted, out)
-    return plan.own_cells(wanted.estimators, [replace(point, meta={"reference": chosen}) for point in points])
+    meta = {"reference": chosen, "version": problem_version(found.function)}
+    return plan.own_cells(wanted.estimators, [replace(point, meta=meta) for point in points])
 
 
 def _surveyed(name: str, settings: dict[str, Any], wanted: Wanted, out: Path) -> Survey:

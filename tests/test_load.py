@@ -182,10 +182,11 @@ def test_settings_belong_to_the_problem(tmp_path: Path) -> None:
     assert pd.isna(row["cond"]) and pd.isna(row["size"]) and pd.isna(row["unroll"])
 
 
-def written(folder: Path, *estimators: str, error: float = 0.1, **more: Any) -> Path:
+def written(folder: Path, *estimators: str, error: float = 0.1, day: int = 1, **more: Any) -> Path:
     for name in estimators:
-        cell = Cell(estimator=name, problem="p", **more)
-        cells.write(cell.file(folder), cells.row(cell, "ok", accuracy={"relative_error": error}))
+        cell = Cell(estimator=name, **({"problem": "p"} | more))
+        row = cells.row(cell, "ok", accuracy={"relative_error": error}, finished=f"2026-01-0{day}T00:00:00Z")
+        cells.write(cell.file(folder), row)
     return folder
 
 
@@ -202,6 +203,16 @@ def test_several_folders_are_kept_apart_and_named(tmp_path: Path) -> None:
         assert content["accuracy"]["relative_error"] == row["relative_error"]
     assert list(load([one]).attrs["folders"]) == ["results"]
     assert len(load(tmp_path)) == 2  # the folder that holds both is one run: the newest of each
+
+
+def test_an_edited_problem_of_the_users_own_leaves_its_older_results_behind(tmp_path: Path) -> None:
+    mine = "mine.py:make"
+    written(tmp_path / "run", "cg", "sama", problem=mine, meta={"version": "old"})
+    written(tmp_path / "run", "unroll")  # of a registered one
+    assert sorted(load(tmp_path / "run")["name"]) == ["cg", "sama", "unroll"]
+    written(tmp_path / "run", "cg", problem=mine, meta={"version": "new"}, day=2)
+    assert sorted(load(tmp_path / "run")["name"]) == ["cg", "unroll"]
+    assert len(load(tmp_path / "run", newest=False)) == 4
 
 
 def test_folders_that_are_not_there(tmp_path: Path) -> None:

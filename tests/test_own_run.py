@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import own_reference
+from benchmarks import own_reference, own_run
 from benchmarks.cells import Cell, code_version
 from benchmarks.cli import main
 from benchmarks.double import in_float64, twin
@@ -108,6 +108,8 @@ def test_words_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, says in (
         (["my_problem.py:makes"], "no function 'makes'"),
         (["absent.py"], "no file absent.py"),
+        (["my_problem.py:make", "--paths", "my_problem.py:make"], "paths are of registered problems"),
+        (["log_ridge", "--paths", "digits_mwn"], "give --problems digits_mwn, too"),
         (["my_problem.py", "--set", "width=3"], "takes no setting 'width'; it takes: steps, rate"),
         (["--set", "width=3"], "--set is for a problem of your own"),
         (["--estimators", "all", "my_problem.py"], "name the problem before --estimators"),
@@ -186,6 +188,25 @@ def test_what_a_file_imports_from_beside_it_makes_another_cell(folder: Path) -> 
     (folder / "helper.py").write_text(HELPER)
     cells._imported.cache_clear()
     assert code_version(Unroll(), make) == before
+
+
+def test_cells_say_which_version_of_the_problem_they_are_of(folder: Path, tmp_path: Path, here: None) -> None:
+    from benchmarks import cells
+
+    wanted = own_run.Wanted(
+        estimators=("cg", "sama"), seeds=(0,), dtype=None, device="cpu", reference="none", timeout=60, check=False
+    )
+
+    def versions() -> set[str]:
+        cells._imported.cache_clear()
+        return {c.meta["version"] for c in own_run.cells("my_problem.py:make", [], wanted, tmp_path)}
+
+    before = versions()
+    assert len(before) == 1  # whatever the estimator
+    (folder / "helper.py").write_text(HELPER + "# changed\n")
+    assert versions().isdisjoint(before)
+    (folder / "helper.py").write_text(HELPER)
+    assert versions() == before
 
 
 def test_what_is_imported_from_beside_a_file(tmp_path: Path) -> None:

@@ -135,6 +135,10 @@ def _todo(command: Run) -> tuple[list[Cell], Path]:
     estimators = plan.known(() if command.estimators == ("all",) else command.estimators, registry, "estimator")
     if command.settings and not own:
         raise plan.UnknownName("--set is for a problem of your own: name it, such as my_problem.py:make")
+    for name in command.paths:
+        if name in own or (names and name in PROBLEMS and name not in names and command.paths != Run.paths):
+            why = "paths are of registered problems" if name in own else f"give --problems {name}, too"
+            raise plan.UnknownName(f"--paths {name}: {why}")
     todo = [] if own and not others else plan.cells(
         estimators=estimators,
         problems=plan.known(others or plan.MAIN_JOB, PROBLEMS, "problem"),
