@@ -72,7 +72,7 @@ READ = (
     Column("truth", "truth", "text", "how the truth is known"),
     Column("cosine", "accuracy.cosine", "number", "of the angle to the truth"),
     Column("relative_error", "accuracy.relative_error", "number", "|estimate - truth| / |truth|"),
-    Column("direction_error", "accuracy.direction_error", "number", "sine of the angle to the truth"),
+    Column("direction_error", "accuracy.direction_error", "number", "sine of the angle to the truth: 0 for the opposite direction, too (figures and the page take 2 sin(angle / 2))"),
     Column("angle", "accuracy.angle", "number", "to the truth, in degrees"),
     Column("norm_ratio", "accuracy.norm_ratio", "number", "|estimate| / |truth|"),
     Column("run_error", "accuracy_on_run.relative_error", "number", "relative error to the exact derivative of the steps taken"),
