@@ -212,4 +212,7 @@ def conclusion(found: Compared, thresholds: Thresholds) -> str:
     if words:
         return "\n".join([f"Regressions: {len(words)}", *(f"  {w}" for w in words)])
     limits = f"error {thresholds.error:.3g}, time {thresholds.time:.3g}, bytes {thresholds.bytes:.3g}"
-    return f"No regression beyond the thresholds ({limits}) in {found.pairs} pairs of cells."
+    gone = f" {len(found.disappeared)} cells are only before (--complete makes that a regression)." * (
+        not found.disappeared.empty
+    )
+    return f"No regression beyond the thresholds ({limits}) in {found.pairs} pairs of cells.{gone}"

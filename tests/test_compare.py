@@ -262,6 +262,7 @@ def test_what_came_and_went_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert "only before: 3 cells" in text and "cg on biased_regression (cond=2), seeds 0, 1, 2" in text
     assert "only after: 6 cells" in text
+    assert "in 9 pairs of cells. 3 cells are only before (--complete" in text.splitlines()[-1]
     assert main(["compare", *folders, "--complete"]) == 1
     assert "3 cells are missing" in capsys.readouterr().out
 
