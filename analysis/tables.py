@@ -96,10 +96,12 @@ def _points(frame: pd.DataFrame, width: int) -> Section:
         block(str(case), f"{dtype}, {device}" if device != "cpu" else str(dtype), rows, spare)
         for (case, dtype, device), rows in points.groupby(["case", "dtype", "device_asked"], sort=False)
     ]
+    bounded = any(head.text == "error bound" for sheet in sheets for head in sheet.heads)
     kept = "come on top" if spare else "(next column) come on top"
     notes = [Note(
-        "Median over seeds [smallest..largest]. cosine, relative error: to the truth; undefined: the answer is 0. error bound: of "
-        "the relative error, found without the truth. ms: "
+        "Median over seeds [smallest..largest]. cosine, relative error: to the truth; undefined: the answer is 0. "
+        + "error bound: of the relative error, found without the truth. " * bounded
+        + "ms: "
         "the hypergradient alone, given the run. / gradient: in units of one plain training gradient, timed in turn "
         f"with it; peak: of the pullback alone, the kept states {kept}. products: second-order ones. ×lr, ×H: the "
         "estimate is scaled by definition, so its relative error says little.",

@@ -295,3 +295,10 @@ def test_what_a_kind_lacks_is_named_or_left_blank(
     assert len(frame) == 1
     tables.save(frame, tmp_path / "table.txt")
     assert "could not be drawn" not in report.write([tmp_path], tmp_path / "report.html").read_text()
+
+
+def test_a_column_that_a_table_lacks_is_not_explained_below_it(tmp_path: Path) -> None:
+    tables.save(load(written(tmp_path, "cg")), tmp_path / "table.txt")
+    text = (tmp_path / "table.txt").read_text()
+    assert "relative error: to the truth" in text
+    assert "error bound" not in text
