@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 
@@ -153,6 +155,37 @@ RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
 }
-"""Enough for a column of a paper at 7.2 inches for the whole width."""
+"""Sizes in points, as printed: they are the same at either width."""
 
-WIDTH = 7.2
+WIDTHS = {"page": 7.2, "column": 3.4}
+"""Inches of the whole width of a paper, and of one of its two columns."""
+
+WIDTH = WIDTHS["page"]
+
+_WIDTH: ContextVar[str] = ContextVar("width", default="page")
+
+
+@contextmanager
+def at_width(name: str) -> Iterator[None]:
+    """Within, figures are made for one of `WIDTHS`.
+
+    Raises:
+        ValueError: there is no such width.
+    """
+    if name not in WIDTHS:
+        raise ValueError(f"no width {name!r}: {' or '.join(WIDTHS)}")
+    token = _WIDTH.set(name)
+    try:
+        yield
+    finally:
+        _WIDTH.reset(token)
+
+
+def in_column() -> bool:
+    """Whether they are for one column of a paper."""
+    return _WIDTH.get() == "column"
+
+
+def width() -> float:
+    """Inches of the figures that are made here and now."""
+    return WIDTHS[_WIDTH.get()]

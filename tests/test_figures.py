@@ -24,7 +24,7 @@ from analysis import figures
 from analysis.columns import READ, WORKED_OUT
 from analysis.figures.ablation import taken_apart
 from analysis.figures.weights import apart
-from analysis.style import LIBRARIES, LOOKS, SPARE, look, order, registered
+from analysis.style import LIBRARIES, LOOKS, SPARE, WIDTHS, look, order, registered
 from estimators import registry
 
 NAMES = (
@@ -154,9 +154,14 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=WIDTHS)
+def width(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @cache
-def drawn(name: str) -> Figure:
-    figure = figures.draw(name, everything())
+def drawn(name: str, width: str = "page") -> Figure:
+    figure = figures.draw(name, everything(), width)
     assert figure is not None
     figure.draw(FigureCanvasAgg(figure).get_renderer())
     return figure
@@ -191,8 +196,8 @@ def test_nothing_is_drawn_of_nothing(name: str) -> None:
         assert figures.draw(name, frame) is None
 
 
-def test_axes_have_labels_with_units(name: str) -> None:
-    figure = drawn(name)
+def test_axes_have_labels_with_units(name: str, width: str) -> None:
+    figure = drawn(name, width)
     for axes in panels(figure):
         place = axes.get_subplotspec()
         assert place is not None
@@ -204,14 +209,17 @@ def test_axes_have_labels_with_units(name: str) -> None:
             a for a, s in others if s.rowspan.start == place.rowspan.start and s.colspan.start <= place.colspan.start
         ]
         x, y = ([get(a) for a in found if get(a)] for found, get in ((below, Axes.get_xlabel), (left, Axes.get_ylabel)))
-        named = axes.get_xticklabels() and any(re.search("[a-z]", t.get_text()) for t in axes.get_xticklabels())
-        assert y and (x or named), axes.get_title(loc="left")
+        x_named, y_named = (
+            any(re.search("[a-z]{2}", t.get_text()) for t in ticks())
+            for ticks in (axes.get_xticklabels, axes.get_yticklabels)
+        )
+        assert (x or x_named) and (y or y_named), axes.get_title(loc="left")
         for label in (*x, *y):
             assert re.search(r"\(.+\)|/", label) or UNITLESS.search(label), label
 
 
-def test_the_direction_of_better_is_marked(name: str) -> None:
-    figure = drawn(name)
+def test_the_direction_of_better_is_marked(name: str, width: str) -> None:
+    figure = drawn(name, width)
     marked = [a for a in figure.axes if any("better" in t.get_text() or "best" in t.get_text() for t in a.texts)]
     for axes in panels(figure):
         colored = any(a.get_label() == "<colorbar>" for a in marked)
@@ -232,16 +240,16 @@ def test_estimators_have_their_own_colours(name: str) -> None:
     assert seen or name in without
 
 
-def test_failures_are_shown(name: str) -> None:
-    text = words(drawn(name))
+def test_failures_are_shown(name: str, width: str) -> None:
+    text = words(drawn(name, width))
     if name == "ablation":
         assert "failed" in text
     else:
         assert BROKEN in text.split("not shown: ")[1], text
 
 
-def test_texts_neither_overlap_nor_are_cut(name: str) -> None:
-    figure = drawn(name)
+def test_texts_neither_overlap_nor_are_cut(name: str, width: str) -> None:
+    figure = drawn(name, width)
     renderer = FigureCanvasAgg(figure).get_renderer()
     ticks = {id(t) for a in figure.axes for axis in (a.xaxis, a.yaxis) for t in axis.get_ticklabels(which="both")}
     inside = {id(t) for a in panels(figure) for t in a.texts if t.get_gid() != "better"}
@@ -259,8 +267,11 @@ def test_texts_neither_overlap_nor_are_cut(name: str) -> None:
         assert wide <= 1 or high <= 2, f"{one!r} overlaps {other!r}"
 
 
-def test_tick_labels_do_not_run_into_each_other(name: str) -> None:
-    figure = drawn(name)
+def test_tick_labels_do_not_run_into_each_other(name: str, width: str) -> None:
+    assert_tick_labels_apart(drawn(name, width))
+
+
+def assert_tick_labels_apart(figure: Figure) -> None:
     renderer = FigureCanvasAgg(figure).get_renderer()
     for axes in panels(figure):
         turned = [
@@ -271,6 +282,53 @@ def test_tick_labels_do_not_run_into_each_other(name: str) -> None:
             (t.get_window_extent(renderer) for t in turned if low <= t.get_position()[0] <= high), key=lambda b: b.x0
         )
         assert all(a.x1 <= b.x0 for a, b in pairwise(boxes)), axes.get_title(loc="left")
+        low, high = sorted(axes.get_ylim())
+        labels = [t for t in axes.get_yticklabels(which="both") if t.get_visible() and t.get_text()]
+        boxes = sorted(
+            (t.get_window_extent(renderer) for t in labels if low <= t.get_position()[1] <= high), key=lambda b: b.y0
+        )
+        assert all(a.y1 <= b.y0 + 2 for a, b in pairwise(boxes)), axes.get_title(loc="left")
+
+
+def test_its_letters_are_as_large_in_a_column(name: str) -> None:
+    sizes = {
+        width: {t.get_fontsize() for t in drawn(name, width).findobj(Text) if t.get_text().strip()} for width in WIDTHS
+    }
+    assert sizes["column"] == sizes["page"]
+    assert {w: drawn(name, w).get_figwidth() for w in WIDTHS} == WIDTHS
+
+
+def test_a_column_is_not_taller_than_a_page(name: str) -> None:
+    assert drawn(name, "column").get_figheight() < 9.5
+
+
+def test_a_few_bars_have_room_for_their_names(width: str) -> None:
+    names = ["unroll", "dense", "cg(solver.steps=20)", "neumann", "sama"]
+    frame = everything()
+    frame = frame[(frame["kind"] == "meta") & frame["estimator"].isin(names)]
+    for few in range(1, len(names) + 1):
+        figure = figures.draw(
+            "memory_split", frame[frame["estimator"].isin(names[:few]) & (frame["unroll"] == 4)], width
+        )
+        assert figure is not None
+        assert_tick_labels_apart(figure)
+
+
+def test_numbers_are_within_their_cells(width: str) -> None:
+    figure = drawn("ablation", width)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for axes in panels(figure):
+        for text in axes.texts:
+            if text.get_gid() != "better":
+                box = axes.transData.inverted().transform(text.get_window_extent(renderer))
+                assert np.ptp(box, axis=0).max() <= 1, text.get_text()
+
+
+def test_a_width_that_there_is_not_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="page or column"):
+        figures.draw("peers", everything(), "slide")
+    paths = figures.draw_all(everything()[lambda f: f["kind"] == "peers"], tmp_path, "column")
+    assert [p.name for p in paths] == ["peers_column.png", "peers_column.svg"]
 
 
 def test_a_look_does_not_depend_on_its_neighbours() -> None:

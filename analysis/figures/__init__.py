@@ -11,7 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..style import RC
+from ..style import RC, at_width
 from . import (
     ablation,
     error_condition,
@@ -105,9 +105,13 @@ METADATA: dict[str, dict[str, str | None]] = {
 """What each format would otherwise write into the file: with it the same results would not give the same bytes."""
 
 
-def draw(name: str, frame: pd.DataFrame) -> Figure | None:
-    """A registered figure, in our style; None if the results do not hold what it shows."""
-    with mpl.rc_context(RC):
+def draw(name: str, frame: pd.DataFrame, width: str = "page") -> Figure | None:
+    """A registered figure, in our style; None if the results do not hold what it shows.
+
+    Args:
+        width: one of `analysis.style.WIDTHS`: "page", or "column" for one column of two.
+    """
+    with mpl.rc_context(RC), at_width(width):
         return FIGURES[name].draw(frame)
 
 
@@ -116,24 +120,30 @@ def data(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return FIGURES[name].data(frame).reset_index(drop=True)
 
 
-def image(name: str, frame: pd.DataFrame, kind: str = "svg") -> bytes | None:
+def image(name: str, frame: pd.DataFrame, kind: str = "svg", width: str = "page") -> bytes | None:
     """A registered figure as the bytes of a file, the same for the same results.
 
     Args:
         kind: "svg", "png" or "pdf".
+        width: as of `draw`.
     """
-    with mpl.rc_context(RC):
+    with mpl.rc_context(RC), at_width(width):
         figure = FIGURES[name].draw(frame)
         return None if figure is None else _encoded(figure, kind)
 
 
-def draw_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw what the results allow, as PNG and as SVG.
+def draw_all(frame: pd.DataFrame, folder: Path, width: str = "page") -> list[Path]:
+    """Draw what the results allow, as PNG and as SVG; the names of those for a column end in ``_column``.
+
+    Args:
+        width: as of `draw`.
 
     Returns:
         The files written; the same results give the same bytes.
     """
-    return [path for name, one in FIGURES.items() for path in _save(one.draw, frame, folder / name)]
+    end = "" if width == "page" else f"_{width}"
+    with at_width(width):
+        return [path for name, one in FIGURES.items() for path in _save(one.draw, frame, folder / f"{name}{end}")]
 
 
 def draw_study(name: str, rows: pd.DataFrame, folder: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:

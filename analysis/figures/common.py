@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import WIDTH, Look, look, order
+from ..style import WIDTH, Look, in_column, look, order, width
 
 FLOOR = 1e-16
 """Where an error of exactly 0 is drawn on a logarithmic axis."""
@@ -28,6 +28,52 @@ def handle(name: str, names: Sequence[str], label: str | None = None, *, line: b
         [], [], color=style.color, marker=style.marker, linestyle=style.line if line else "none", label=label or name,
         markeredgewidth=0.8,
     )  # fmt: skip
+
+
+LOWEST = 1.3
+"""Inches of height of a line of panels that can still be read."""
+
+
+def panels(
+    count: int,
+    each: float,
+    rest: float,
+    most: int = 0,
+    *,
+    tallest: float = 7.2,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, np.ndarray]:
+    """A figure with panels of one size: side by side on a page, and in one column of a paper half as many, so that two or three
+    are stacked. Those are lower where the column would be too tall, but not lower than `LOWEST`.
+
+    Args:
+        count: how many.
+        each: inches of height of one line of them.
+        rest: inches of height of what there is besides: title and legend.
+        most: so many side by side on a page; else all.
+        tallest: inches of height in a column, without what `legend_below` adds.
+        sharex: as of `Figure.subplots`; so is ``sharey``.
+
+    Returns:
+        The figure, and its axes, shape (lines, columns); those beyond ``count`` are hidden.
+    """
+    columns = min(most or count, count)
+    if in_column():
+        columns = max(columns // 2, 1)
+    lines = -(-count // columns)
+    if in_column():
+        each = min(each, max((tallest - rest) / lines, LOWEST))
+    figure = Figure(figsize=(width(), rest + each * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    for axes in list(grid.flat)[count:]:
+        axes.set_visible(False)
+    return figure, grid
+
+
+def title_above(figure: Figure, text: str) -> None:
+    """What all panels have in common, wrapped to the width."""
+    figure.suptitle(textwrap.fill(text, int(110 * figure.get_figwidth() / WIDTH)), fontsize=8)
 
 
 ROOM = 0.6
@@ -140,7 +186,7 @@ def _reason(row: pd.Series, values: Sequence[str], refusals: bool) -> str | None
 
 ARROWS = {
     "down": "↓ better", "up": "↑ better", "down left": "↙ better", "up left": "↖ better", "up right": "↗ better",
-    "to the dashes": "dashes: best",
+    "left": "← better", "right": "→ better", "to the dashes": "dashes: best",
 }  # fmt: skip
 
 

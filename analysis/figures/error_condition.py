@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ..style import WIDTH, look, order
-from .common import area, better, floored, handle, legend_below, missing, not_shown, one_place
+from ..style import look, order
+from .common import area, better, floored, handle, legend_below, missing, not_shown, one_place, panels, title_above
 
 RUN = ("unroll", "unroll-checkpointed", "forward", "unroll-truncated")
 """These differentiate the run; so does any other whose claim names the run as its target."""
@@ -58,7 +58,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         return None
     names = order(rows["estimator"])
     family = {n: _family(n, rows[rows["estimator"] == n]) for n in names}
-    panels = [
+    shown = [
         (title, [n for n in names if family[n] == title], value, bound)
         for title, value, bound in (
             ("differentiating the run", "relative_error", "bound_error"),
@@ -66,10 +66,9 @@ def draw(frame: pd.DataFrame) -> Figure | None:
             ("a direction only", "angle", "bound_angle"),
         )
     ]
-    panels = [p for p in panels if p[1]]
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, members, value, bound) in zip(grid, panels, strict=True):
+    shown = [p for p in shown if p[1]]
+    figure, grid = panels(len(shown), 2.6, 0.7)
+    for axes, (title, members, value, bound) in zip(grid.flat, shown, strict=True):
         _panel(axes, rows, members, value, bound, names)
         axes.set_title(title, loc="left")
         axes.set(xscale="log", xlabel=r"condition number $\kappa$")
@@ -84,21 +83,21 @@ def draw(frame: pd.DataFrame) -> Figure | None:
             axes.set(ylabel=r"relative error to the true $\nabla_\lambda M$", yscale="log")
         axes.grid()
         better(axes, "down")
-    errors = [a for a, p in zip(grid, panels, strict=True) if p[2] == "relative_error"]
+    errors = [a for a, p in zip(grid.flat, shown, strict=True) if p[2] == "relative_error"]
     if errors:
         low, high = min(a.get_ylim()[0] for a in errors), max(a.get_ylim()[1] for a in errors)
         for axes in errors:
             axes.set_ylim(low, high)
     drawn = {
-        n for _, members, value, _ in panels for n in members if rows.loc[rows["estimator"] == n, value].notna().any()
+        n for _, members, value, _ in shown for n in members if rows.loc[rows["estimator"] == n, value].notna().any()
     }
     handles = [handle(n, names) for n in names if n in drawn]
     handles.append(Line2D([], [], color="#777777", linestyle=(0, (2, 2)), linewidth=0.9, label="theory's upper bound"))
     lost = missing(cells[~cells["estimator"].isin(names)], [])
-    for _, members, value, _ in panels:
+    for _, members, value, _ in shown:
         lost += missing(cells[cells["estimator"].isin(members)], [value], names)
     if dtype:
-        figure.suptitle(f"biased_regression{dtype}", fontsize=8)
+        title_above(figure, f"biased_regression{dtype}")
     legend_below(figure, handles, 5, not_shown([*lost, *others]))
     return figure
 

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..style import WIDTH, look, order
-from .common import better, coinciding, handle, legend_below, missing, not_shown
+from ..style import look, order
+from .common import better, coinciding, handle, legend_below, missing, not_shown, panels, title_above
 from .paths import one_path, series, wrapped
 
 VALUES = ("cosine", "distance", "value")
@@ -57,8 +57,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     )
 
     lines = sum(-(-len(group) // 3) for group in groups)  # of the legend, in two columns
-    figure = Figure(figsize=(WIDTH, 2.7 + 0.08 * lines), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, grid = panels(2, 2.1, 0.6 + 0.08 * lines)
+    left, right = grid.flat
     for i, group in enumerate(groups):
         style = look(group[0], names)
         for axes, curves in ((left, cosines), (right, distances)):
@@ -85,7 +85,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     better(left, "up")
     better(right, "down")
-    figure.suptitle(f"{first['case']}, seed {first['seed']}{dtype}: every estimator on its own path (Adam)", fontsize=8)
+    title_above(figure, f"{first['case']}, seed {first['seed']}{dtype}: every estimator on its own path (Adam)")
     lost = missing(cells, [])
     if all_cosines.size:
         lost += _gaps(cosines, "cosine")

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..style import WIDTH
-from .common import better
+from . import common
 
 COLORS = "cividis"
 """Made for colour-blind readers, and as light in grey as it is high."""
@@ -30,12 +29,11 @@ def heat_maps(
         columns: labels of their columns.
         label: of the colours.
     """
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.29 * len(rows)), layout="constrained")
-    grid = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+    figure, grid = common.panels(len(panels), 0.29 * len(rows) + 0.6, 0.6, tallest=9, sharey=True)
     known = points["value"].dropna()
     low, high = float(min(known.min(), 0.999)), 1.0
     mesh = None
-    for axes, (title, chosen) in zip(grid, panels.items(), strict=True):
+    for axes, (title, chosen) in zip(grid.flat, panels.items(), strict=True):
         mine = points[chosen]
         medians = mine.groupby(["row", "column"])["value"].median().unstack().reindex(index=rows, columns=columns)
         mesh = axes.pcolormesh(
@@ -54,13 +52,15 @@ def heat_maps(
         axes.set_xlabel("product")
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
-    grid[0].invert_yaxis()
-    grid[0].set_ylabel("approximate inverse")
+    grid[0, 0].invert_yaxis()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("approximate inverse")
     assert mesh is not None
-    bar = figure.colorbar(mesh, ax=grid, fraction=0.03, pad=0.01)
+    below = len(grid) > 1  # at the right the cells need the width
+    bar = figure.colorbar(mesh, ax=grid, fraction=0.03, pad=0.01, location="bottom" if below else "right")
     bar.set_label(label, fontsize=7)
     bar.ax.tick_params(labelsize=6.5)
-    better(bar.ax, "up")
+    common.better(bar.ax, "right" if below else "up")
     return figure
 
 

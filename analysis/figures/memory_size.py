@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import WIDTH, order
-from .common import better, handle, legend_below, not_shown
+from ..style import order
+from .common import better, handle, legend_below, not_shown, panels, title_above
 from .meta import chosen, curves, lost, one_setting, plain_curve, unit_of
 
 ABOUT = "Peak memory of a meta step against the number of parameters, in bytes and relative to plain training."
@@ -44,8 +44,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     if fine["params"].nunique() < 2:
         return None
     names = order(fine["estimator"])
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, grid = panels(2, 2.5, 0.7)
+    left, right = grid.flat
     unit, word = unit_of(fine["meta_peak"].max())
     fine = fine.assign(peak=fine["meta_peak"] / unit, plain=fine["plain_peak"] / unit)
     plain_curve(left, fine, "params", "plain")
@@ -60,7 +60,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.minorticks_off()
         axes.grid()
         better(axes, "down")
-    figure.suptitle(f"{title}, unroll {unroll:.0f}", fontsize=8)
+    title_above(figure, f"{title}, unroll {unroll:.0f}")
     handles = [Line2D([], [], color="black", linestyle="--", marker="*", label="plain training")]
     handles += [handle(n, names) for n in names]
     notes = ["exact bytes of live tensors, parameters and optimizer slots included; a line ends where memory did"]

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..style import WIDTH, order
-from .common import better, legend_below, not_shown
+from ..style import in_column, order
+from .common import better, legend_below, not_shown, panels, title_above
 from .meta import at_one_unroll, chosen, lost
 
 PARTS = {
@@ -60,24 +60,37 @@ def draw(frame: pd.DataFrame) -> Figure | None:
             text = name + (f"\nunroll {unroll:.0f}" if several else "") + (f" ×{workers:.0f}" if workers > 1 else "")
             one = mine.iloc[0]
             bars.append((text, one["memory_split"], float(one["plain_peak"]), float(one["memory_ratio"])))
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    axes = figure.subplots()
+    lying = in_column()  # for their names there is no room below them
+    figure, grid = panels(1, 0.6 + 0.17 * len(bars) if lying else 2.5, 0.7)
+    axes = grid[0, 0]
     for i, (_, split, unit, total) in enumerate(bars):
-        below = 0.0
+        end = 0.0
         for part, (color, hatch, _) in PARTS.items():
             share = split.get(part, 0) / unit
-            axes.bar(i, share, bottom=below, color=color, hatch=hatch, edgecolor="white", linewidth=0.4, width=0.75)
-            below += share
-        axes.annotate(f"{total:.3g}", (i, below), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
-    turned = len(bars) > 9
-    axes.set_xticks(
-        range(len(bars)), [b[0] for b in bars], rotation=45 if turned else 0, ha="right" if turned else "center"
-    )
-    axes.set_ylabel("bytes at the peak /\npeak of plain training")
-    axes.grid(axis="y")
-    axes.margins(x=0.02, y=0.08)
-    better(axes, "down")
-    figure.suptitle(title if several else title + at_one_unroll(fine), fontsize=8)
+            ink = {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
+            if lying:
+                axes.barh(i, share, left=end, height=0.75, **ink)
+            else:
+                axes.bar(i, share, bottom=end, width=0.75, **ink)
+            end += share
+        axes.annotate(
+            f"{total:.3g}", (end, i) if lying else (i, end), xytext=(3, 0) if lying else (0, 2), textcoords="offset points",
+            ha="left" if lying else "center", va="center" if lying else "baseline", fontsize=7,
+        )  # fmt: skip
+    if lying:
+        axes.set_yticks(range(len(bars)), [b[0].replace("\n", ", ") for b in bars])
+        axes.invert_yaxis()
+        axes.set_xlabel("bytes at the peak /\npeak of plain training")
+    else:
+        turned = len(bars) > 9
+        axes.set_xticks(
+            range(len(bars)), [b[0] for b in bars], rotation=45 if turned else 0, ha="right" if turned else "center"
+        )
+        axes.set_ylabel("bytes at the peak /\npeak of plain training")
+    axes.grid(axis="x" if lying else "y")
+    axes.margins(x=0.1 if lying else 0.02, y=0.02 if lying else 0.08)
+    better(axes, "left" if lying else "down")
+    title_above(figure, title if several else title + at_one_unroll(fine))
     handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=text) for c, h, text in PARTS.values()]
     legend_below(figure, handles, 4, not_shown([*lost(rows), *others]))
     return figure

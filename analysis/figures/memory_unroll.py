@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import WIDTH, order
-from .common import better, handle, legend_below, not_shown
+from ..style import order
+from .common import better, handle, legend_below, not_shown, panels, title_above
 from .meta import chosen, curves, lost, one_of, plain_curve, unit_of, whole
 
 ABOUT = "Peak memory of a meta step against its unroll length, in bytes and relative to plain training."
@@ -45,8 +45,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     names = order(fine["estimator"])
     unit, word = unit_of(fine["meta_peak"].max())
     fine = fine.assign(peak=fine["meta_peak"] / unit, plain=fine["plain_peak"] / unit)
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, grid = panels(2, 2.5, 0.7)
+    left, right = grid.flat
     plain_curve(left, fine, "unroll", "plain")
     right.axhline(1, color="black", linestyle="--", linewidth=1)
     curves(left, fine, "unroll", "peak", names)
@@ -61,7 +61,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         whole(axes.xaxis, fine["unroll"])
         axes.grid()
         better(axes, "down")
-    figure.suptitle(title + (f" ×{workers:.0f}" if workers > 1 else ""), fontsize=8)
+    title_above(figure, title + (f" ×{workers:.0f}" if workers > 1 else ""))
     handles = [Line2D([], [], color="black", linestyle="--", marker="*", label="plain training")]
     handles += [handle(n, names) for n in names]
     notes = [

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..advice import FLOOR, Advice, front, of_places
-from ..style import WIDTH, look, order
-from .common import area, better, floored, handle, legend_below, not_shown, setting_of
+from ..style import look, order
+from .common import area, better, floored, handle, legend_below, not_shown, panels, setting_of, title_above
 
 UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
@@ -62,8 +62,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     found, rows, head, others = judged
     unit, scale = next((u for u in UNITS if rows["peak"].median() >= u[1]), UNITS[-1])
     rows = rows.assign(size=rows["peak"] / scale)
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, grid = panels(2, 2.9, 0.7, sharey=True)
+    left, right = grid.flat
     limits = found.limits
     seconds = limits["time_seconds"]
     plain = (rows["seconds"] / rows["time"]).median()
@@ -72,8 +72,9 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     left.set(xlabel="time of a meta step / time of its run alone")
     right.set(xlabel=f"peak memory of a meta step ({unit})")
     words = "relative error" if limits["error"] == "relative" else "direction error"
-    left.set_ylabel(f"{words}\n(at the floor: {FLOOR:.0e} or less)".replace("e-0", "e-"))
-    figure.suptitle(f"{head}; reference: {found.truth or 'none, errors are bounds'}", fontsize=8)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"{words}\n(at the floor: {FLOOR:.0e} or less)".replace("e-0", "e-"))
+    title_above(figure, f"{head}; reference: {found.truth or 'none, errors are bounds'}")
     names = order(rows["name"])
     handles = [handle(n, names, line=False) for n in names]
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..peer_tables import tasks
-from ..style import LIBRARIES, OURS, WIDTH, Look, spare
-from .common import area, better, legend_below, log_limits, log_ticks, not_shown
+from ..style import LIBRARIES, OURS, Look, spare
+from .common import area, better, legend_below, log_limits, log_ticks, not_shown, panels, title_above
 
 MIB = 2**20
 COLUMNS = 4
@@ -49,20 +47,15 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         return None
     best = mine.iloc[0][PLACE]
     groups = [g for g in tasks(mine) if (g["status"] == "ok").any()]
-    columns = min(COLUMNS, len(groups))
-    lines = math.ceil(len(groups) / columns)
-    figure = Figure(figsize=(WIDTH, 2.0 * lines + 0.5), layout="constrained")
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    figure, grid = panels(len(groups), 2.0, 0.5, COLUMNS)
     names = [
         name
         for name in [*LIBRARIES, *sorted(set(mine["library"].dropna()) - LIBRARIES.keys())]
         if name in set(mine["library"].dropna())
     ]
-    for axes, group in zip(panels, groups, strict=False):
+    for axes, group in zip(grid.flat, groups, strict=False):
         _panel(axes, group, names)
-    for axes in panels[len(groups) :]:
-        axes.set_visible(False)
-    figure.suptitle(", ".join(best[["case", "dtype", "device_asked"]]), fontsize=8)
+    title_above(figure, ", ".join(best[["case", "dtype", "device_asked"]]))
     handles = [
         Line2D(
             [],

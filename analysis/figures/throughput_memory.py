@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import WIDTH, look, order
-from .common import area, better, handle, legend_below, not_shown
+from ..style import look, order
+from .common import area, better, handle, legend_below, not_shown, panels, title_above
 from .meta import at_one_unroll, chosen, lost
 
 MIB = 2**20
@@ -35,8 +35,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     if fine.empty:
         return None
     names = order(fine["estimator"])
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, grid = panels(2, 2.6, 0.7)
+    left, right = grid.flat
     _points(left, fine, "memory_ratio", "throughput_ratio", names)
     _points(right, fine.assign(mib=fine["meta_peak"] / MIB), "mib", "throughput", names)
     plain = fine.groupby(["unroll", "workers"])[["plain_peak", "plain_throughput"]].median()
@@ -58,7 +58,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.set_title(axes.get_title(), loc="center")
         better(axes, "up left")
     several = len(plain) > 1
-    figure.suptitle(title if several else title + at_one_unroll(fine), fontsize=8)
+    title_above(figure, title if several else title + at_one_unroll(fine))
     handles = [Line2D([], [], marker="*", color="black", linestyle="none", markersize=9, label="plain training")]
     handles += [handle(n, names, line=False) for n in names]
     notes = [

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import WIDTH, look, order, registered
+from ..style import in_column, look, order, registered
 from .common import (
     area,
     better,
@@ -23,6 +23,8 @@ from .common import (
     missing,
     not_shown,
     one_place,
+    panels,
+    title_above,
 )
 
 COLUMNS = 3
@@ -81,46 +83,43 @@ def draw_of(frame: pd.DataFrame, cost: Cost) -> Figure | None:
         return None
     rows = rows.assign(control=rows["control"].eq(True))
     names = order(rows.loc[rows["case"].isin(cases), "estimator"])
-    columns = min(COLUMNS, len(cases))
-    lines = -(-len(cases) // columns)
-    figure = Figure(figsize=(WIDTH, 0.7 + 2.4 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
+    figure, grid = panels(len(cases), 2.4, 0.7, COLUMNS)
+    low = in_column()  # the panels: they have less room for a title and a label
     lost = [
         f"{problem} (fewer than {FEWEST} estimators)"
         for problem in dict.fromkeys(cells["problem"])
         if problem not in set(rows.loc[rows["case"].isin(cases), "problem"])
     ]
     where: dict[str, list[str]] = {}
-    for axes in list(grid.flat)[len(cases) :]:
-        axes.set_visible(False)
     for i, (axes, case) in enumerate(zip(grid.flat, cases, strict=False)):
         mine = rows[rows["case"] == case]
         _panel(axes, mine, cost.column, names)
         for note in missing(costed(cells[cells["case"] == case]), ["angle", cost.column]):
             where.setdefault(note, []).append(short_title(case))
         itself = mine["truth"].astype(str).str.contains("unroll").any()
-        axes.set_title(short_title(case) + ("\n(truth: float64 unroll)" if itself else ""), loc="left", fontsize=7.5)
+        parts = [short_title(case), *["(truth: float64 unroll)"] * int(itself)]
+        axes.set_title((" " if low else "\n").join(parts), loc="left", fontsize=7.5)
         axes.set(yscale="log", ylim=(FLOOR / 2, 4))
         _axis(axes, mine[cost.column], cost)
         axes.grid()
         better(axes, "down left")
-        if i + columns >= len(cases):
+        if i + grid.shape[1] >= len(cases):
             axes.set_xlabel(cost.label, fontsize=7)
+    error, floor = r"$\|\hat g-\hat g_{\rm true}\|$", f"at the floor: {FLOOR:.0e} or less".replace("e-0", "e-")
     for axes in grid[:, 0]:
-        axes.set_ylabel(
-            r"direction error: $\|\hat g-\hat g_{\rm true}\|$" f"\n(at the floor: {FLOOR:.0e} or less)".replace("e-0", "e-"),
-            fontsize=7,
-        )  # fmt: skip
+        axes.set_ylabel(f"direction error:\n{error}" if low else f"direction error: {error}\n({floor})", fontsize=7)
     bases = order({registered(n) for n in names})
     handles = [handle(n, bases, line=False) for n in bases]
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="nothing is better in both"))
     lost += [f"{note} on {', '.join(places)}" for note, places in where.items()]
     if dtype:
-        figure.suptitle(dtype.removeprefix(", "), fontsize=8)
+        title_above(figure, dtype.removeprefix(", "))
     notes = [
         "small, faint: each seed; large: the median. The error is the distance between unit vectors: 1.41 across, 2 the wrong way. An "
         "estimator that does not apply to a problem is absent from its panel. Controls are on no front. " + cost.note
     ]
+    if low:
+        notes.append(f"direction errors {floor}")
     if any(budget_of(n) for n in names):
         notes.append(
             "numbers beside points, joined by thin lines: the setting of an estimator that was measured with several"

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..style import WIDTH, look
-from .common import better, coinciding, handle, legend_below, missing, not_shown
+from ..style import look
+from .common import better, coinciding, handle, legend_below, missing, not_shown, panels, title_above
 from .paths import one_path, series, wrapped
 
 ABOUT = "Values of some hyperparameters by meta step, each estimator on its own path, and their values at the optimum."
@@ -45,13 +45,9 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     names, entries = list(dict.fromkeys(points["estimator"])), list(dict.fromkeys(points["hyperparameter"]))
     curves = {n: _curve(points, n, entries) for n in names}
     groups = coinciding(curves, SAME)
-    columns = min(COLUMNS, len(entries))
-    lines = -(-len(entries) // columns)
-    figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * lines + 0.06 * len(names)), layout="constrained")
-    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
-    for axes in panels[len(entries) :]:
-        axes.set_visible(False)
-    for axes, entry in zip(panels, entries, strict=False):
+    figure, grid = panels(len(entries), 1.45, 0.7 + 0.06 * len(names), COLUMNS, sharex=True)
+    columns = grid.shape[1]
+    for axes, entry in zip(grid.flat, entries, strict=False):
         mine = points[points["hyperparameter"] == entry]
         for i, group in enumerate(groups):
             one, style = mine[mine["estimator"] == group[0]], look(group[0], names)
@@ -66,16 +62,14 @@ def draw(frame: pd.DataFrame) -> Figure | None:
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         better(axes, "to the dashes" if np.isfinite(best) else "")
-    for i, axes in enumerate(panels[: len(entries)]):
+    for i, axes in enumerate(grid.flat[: len(entries)]):
         if i + columns >= len(entries):
             axes.set_xlabel("meta step $t$")
             axes.tick_params(labelbottom=True)
         if i % columns == 0:
             axes.set_ylabel("value")
     first = cells.iloc[0]
-    figure.suptitle(
-        f"{first['case']}, seed {first['seed']}{dtype}: hyperparameters on each estimator's own path", fontsize=8
-    )
+    title_above(figure, f"{first['case']}, seed {first['seed']}{dtype}: hyperparameters on each estimator's own path")
     handles = [handle(g[0], names, wrapped(g)) for g in groups]
     known = points["optimum"].notna().any()
     if known:

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import mannwhitneyu
 
-from ..style import ARMS, WIDTH, order
-from .common import legend_below, missing, not_shown
+from ..style import ARMS, order
+from .common import legend_below, missing, not_shown, panels, title_above
 from .paths import one_path
 
 ABOUT = (
@@ -44,25 +44,20 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     cells, dtype, others = _cells(frame)
     names = order(points["estimator"])
     last = {n: points[(points["estimator"] == n) & (points["when"] == "last")] for n in names}
-    panels = {START: points[(points["estimator"] == names[0]) & (points["when"] == "first")], **last}
-    columns = min(COLUMNS, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(WIDTH, 0.8 + 1.45 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_visible(False)
-    for i, (axes, (name, mine)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+    shown = {START: points[(points["estimator"] == names[0]) & (points["when"] == "first")], **last}
+    figure, grid = panels(len(shown), 1.45, 0.8, COLUMNS, sharex=True, sharey=True)
+    for i, (axes, (name, mine)) in enumerate(zip(grid.flat, shown.items(), strict=False)):
         _panel(axes, mine)
         axes.set_title(f"{name}\nright above wrong: {apart(mine):.0%}", loc="left", fontsize=7.5)
-        if i + columns >= len(panels):
+        if i + grid.shape[1] >= len(shown):
             axes.set_xlabel("weight")
             axes.tick_params(labelbottom=True)
     for axes in grid[:, 0]:
         axes.set_ylabel("share of examples (%)")
     first = _good(cells).iloc[0]
     steps = len(first["path_value"])
-    figure.suptitle(f"{first['case']}, seed {first['seed']}{dtype}: weights after {steps} meta steps", fontsize=8)
-    counts = panels[START]["label"].value_counts()
+    title_above(figure, f"{first['case']}, seed {first['seed']}{dtype}: weights after {steps} meta steps")
+    counts = shown[START]["label"].value_counts()
     handles = [
         Line2D(
             [],

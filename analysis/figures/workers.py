@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..style import WIDTH, order
-from .common import better, handle, legend_below, not_shown
+from ..style import order
+from .common import better, handle, legend_below, not_shown, panels, title_above
 from .meta import chosen, curves, lost, one_of, plain_curve, unit_of, whole
 
 ABOUT = "Throughput of data-parallel meta steps, its share of the ideal, and peak memory of one rank, against the number of workers."
@@ -48,8 +48,8 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     names = order(fine["estimator"])
     unit, word = unit_of(fine["meta_peak"].max())
     fine = fine.assign(peak=fine["meta_peak"] / unit, plain=fine["plain_peak"] / unit)
-    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-    rate, share, memory = figure.subplots(1, 3)
+    figure, grid = panels(3, 2.3, 0.7)
+    rate, share, memory = grid.flat
     for axes, y, plain in (
         (rate, "throughput", "plain_throughput"),
         (share, "efficiency", "plain_efficiency"),
@@ -70,7 +70,7 @@ def draw(frame: pd.DataFrame) -> Figure | None:
     better(rate, "up")
     better(share, "up")
     better(memory, "down")
-    figure.suptitle(f"{title}; unroll {unroll:.0f}", fontsize=8)
+    title_above(figure, f"{title}; unroll {unroll:.0f}")
     handles = [Line2D([], [], color="black", linestyle="--", marker="*", label="plain training")]
     handles += [handle(n, names) for n in names]
     handles.append(Line2D([], [], color="#777777", linestyle=(0, (2, 2)), linewidth=0.9, label="ideal"))

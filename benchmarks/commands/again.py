@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -16,16 +17,19 @@ class Figures:
     folder: Positional[Path]
     """Folder that `run` wrote (its --out)."""
 
+    width: Literal["page", "column"] = "page"
+    """The whole width of a paper, or one of its two columns: then the files end in _column."""
+
 
 def again(command: Figures) -> int:
     """`figures`."""
     if not command.folder.is_dir():
         print(f"hypergradbench: there is no folder {command.folder}", file=sys.stderr)
         return 2
-    return show_results(command.folder, draw=True, text=False)
+    return show_results(command.folder, draw=True, text=False, width=command.width)
 
 
-def show_results(out: Path, *, ids: set[str] | None = None, draw: bool, text: bool = True) -> int:
+def show_results(out: Path, *, ids: set[str] | None = None, draw: bool, text: bool = True, width: str = "page") -> int:
     """Table and figures from the files in ``out`` (of ``ids`` only, if given)."""
     from analysis import figures, results, tables
 
@@ -39,6 +43,6 @@ def show_results(out: Path, *, ids: set[str] | None = None, draw: bool, text: bo
         tables.show(frame)
         tables.save(frame, out / "table.txt")
     if draw:
-        for path in figures.draw_all(frame, out / "figures"):
+        for path in figures.draw_all(frame, out / "figures", width):
             print(f"figure: {path}")
     return 0
