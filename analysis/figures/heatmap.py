@@ -79,7 +79,8 @@ def _write(axes: Axes, i: int, j: int, cell: pd.DataFrame, ends: tuple[float, fl
     lost = int(cell["value"].isna().sum())
     text = _number(middle)
     if len(values) > 1:
-        text += f"\n{_number(values.min())} to {_number(values.max())}"
+        low, high = _number(values.min()), _number(values.max())
+        text += f"\n{low} to{' ' if len(low + high) < 10 else chr(10)}{high}"  # two lines if both have four digits
     axes.text(
         j + 0.5, i + 0.5, text + f"\n({lost} failed)" * bool(lost), ha="center", va="center", fontsize=5.5, linespacing=1.05,
         color="white" if dark else "black",
