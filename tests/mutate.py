@@ -1,7 +1,7 @@
 """Can the suite fail? Break one formula at a time in a copy of the library, and see that a test notices.
 
     python -m tests.mutate                # all of them; writes docs/mutations.md
-    python -m tests.mutate cg-old-residual neumann-one-term-less
+    python -m tests.mutate cg-old-residual neumann-one-term-less    # these, and their lines
 
 Every mutation is one textual replacement that must match exactly once, so that a stale one is an error and not a
 mutation that "survives". Not part of the fast suite: each one costs a run of the tests until the first failure.
@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "mutations.md"
-TESTS = ["test_gate", "test_in_place", "test_run_memory", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
+TESTS = ["test_gate", "test_linear_system", "test_in_place", "test_run_memory", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
          "test_rules_derivatives", "test_definitions", "test_solvers", "test_products", "test_adaptation", "test_rules",
          "test_composed", "test_truth", "test_error_bound", "test_randomness", "test_properties", "test_contract", "test_bad_input", "test_edge_cases",
-         "test_sharded", "test_linear_system"]  # fmt: skip
+         "test_sharded"]  # fmt: skip
 
 
 class Mutation(NamedTuple):
@@ -242,12 +242,16 @@ MUTATIONS = [
 def _run(copy: Path, first: str = "") -> tuple[bool, str]:
     """Run the tests up to the first failure, ``first`` before the others."""
     tests = [f"tests/{t}.py" for t in sorted(TESTS, key=lambda t: t != first) if (copy / f"tests/{t}.py").exists()]
-    out = subprocess.run(
+    out = _pytest(copy, tests)
+    failed = [line for line in out.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return out.returncode == 1, failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else out.stdout[-300:]
+
+
+def _pytest(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
         cwd=copy, env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    failed = [line for line in out.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return out.returncode == 1, failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else out.stdout[-300:]
 
 
 def _copy(folder: Path) -> Path:
@@ -263,8 +267,8 @@ def _noticed() -> dict[str, str]:
     return dict(re.findall(r"^\| `([\w-]+)` .*`tests/(\w+)\.py", text, re.M))
 
 
-def _try(m: Mutation, copies: Queue[Path], first: str) -> tuple[bool, str]:
-    """Whether a test noticed, and the row of the report."""
+def _try(m: Mutation, copies: Queue[Path], first: str) -> tuple[bool, str, str]:
+    """Whether a test noticed, the row of the report, and which test."""
     copy, begin = copies.get(), time.monotonic()
     target = copy / "estimators" / m.file
     original = target.read_text()
@@ -274,7 +278,7 @@ def _try(m: Mutation, copies: Queue[Path], first: str) -> tuple[bool, str]:
     copies.put(copy)
     verdict = "caught  " if caught else "SURVIVED"
     print(f"{verdict} {m.name:26s} {time.monotonic() - begin:5.1f} s  {by}", flush=True)
-    return caught, f"| `{m.name}` | `{m.file}` | {m.what} | {verdict.strip().lower()} | `{by}` |"
+    return caught, f"| `{m.name}` | `{m.file}` | {m.what} | {verdict.strip().lower()} | `{by}` |", by
 
 
 def main(names: list[str]) -> int:
@@ -288,29 +292,40 @@ def main(names: list[str]) -> int:
         copies: Queue[Path] = Queue()
         for i in range(jobs):  # made at once: what is edited meanwhile has no influence
             copies.put(_copy(Path(folder) / str(i)))
-        failed, by = _run(whole := copies.get())
-        copies.put(whole)
-        if failed:
-            raise SystemExit(f"the suite fails without any mutation: {by}")
+        if not names:
+            failed, by = _run(whole := copies.get())
+            copies.put(whole)
+            if failed:
+                raise SystemExit(f"the suite fails without any mutation: {by}")
         known = _noticed()
         found = list(pool.map(lambda m: _try(m, copies, known.get(m.name, f"test_{Path(m.file).stem}")), chosen))
-    survivors = sum(not caught for caught, _ in found)
+        if names:  # what noticed them must pass without them
+            passing = [by for caught, _, by in found if caught]
+            if passing and (out := _pytest(copies.get(), passing)).returncode:
+                raise SystemExit(f"these fail without any mutation, too: {out.stdout[-2000:]}")
+    survivors = sum(not caught for caught, *_ in found)
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
-    if not names:
-        _report([row for _, row in found], survivors)
+    _report({m.name: row for m, (_, row, _) in zip(chosen, found, strict=True)}, whole=not names)
     return 1 if survivors else 0
 
 
-def _report(rows: list[str], survivors: int) -> None:
+def _report(new: dict[str, str], whole: bool) -> None:
+    """Write the rows; those of other mutations stay as they are."""
     import torch
 
+    text = RECORD.read_text() if RECORD.exists() else ""
+    rows = dict(re.findall(r"^(?=\| `([\w-]+)`)(.*)$", text, re.M)) | new
+    kept = [rows[m.name] for m in MUTATIONS if m.name in rows]
+    caught = sum("| caught |" in row for row in kept)
+    last = re.search(r"all of them last on ([\d-]+)", text)
+    day = str(date.today()) if whole else last[1] if last else "an earlier day"
     lines = [
         "# Mutations", "",
         "Can the suite fail? `python -m tests.mutate` breaks one formula at a time in a copy of the library and runs the",
-        "correctness tests until the first failure. This file is what it wrote.", "",
-        f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}: "
-        f"{len(rows) - survivors} of {len(rows)} caught.", "",
-        "| mutation | file | what is broken | result | first test that noticed |", "|---|---|---|---|---|", *rows, "",
+        "correctness tests until the first failure. This file is what it wrote; a run of some names replaces their lines alone.", "",
+        f"Python {platform.python_version()}, torch {torch.__version__}: {caught} of {len(kept)} caught; all of them last on {day}, "
+        f"some on {date.today()}.", "",
+        "| mutation | file | what is broken | result | first test that noticed |", "|---|---|---|---|---|", *kept, "",
     ]  # fmt: skip
     RECORD.write_text("\n".join(lines))
 

@@ -30,6 +30,7 @@ from estimators import (
     estimate,
     hypergradient,
     reverse_over_forward,
+    reverse_over_reverse,
     run_stages,
 )
 from estimators.linear_system import LinearSystem
@@ -356,3 +357,26 @@ def test_hyperparameters_as_large_as_the_parameters_are_not_summed() -> None:
 
 def _few(params: Tree, hparams: Tree, batch: Tensor) -> Tensor:
     return hparams["decay"].exp() * torch.stack([(x - 1).square().sum() for x in params.values()]).sum()
+
+
+def test_the_image_of_another_vector_is_not_that_of_the_last_product() -> None:
+    """A solver may sum what it gave to no product: the zero start, a scaled copy."""
+    problem = toy()
+    (stage,) = problem.stages
+    params, hparams = problem.start, problem.hparams
+    assert isinstance(params, dict)
+
+    def system() -> LinearSystem:
+        return LinearSystem(
+            reverse_over_reverse, [stage.objective(0)], params, hparams, unknowns=list(params), free=[], decay={},
+            reduce=stage.reduce, kept=True, sums=True,
+        )  # fmt: skip
+
+    v, w = ({k: torch.full_like(x, c) for k, x in params.items()} for c in (1.0, -0.5))
+    one = system()
+    one(v)
+    found, want = one.images_of(w)[1], system().images_of(w)[1]
+    for k, x in want.items():
+        torch.testing.assert_close(found[k], x, rtol=1e-12, atol=1e-14)
+    one(v)
+    torch.testing.assert_close(one.images_of(v)[1], system().images_of(v)[1], rtol=1e-12, atol=1e-14)
