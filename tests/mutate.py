@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "mutations.md"
-TESTS = ["test_gate", "test_linear_system", "test_in_place", "test_run_memory", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
+TESTS = ["test_gate", "test_unroll", "test_linear_system", "test_in_place", "test_run_memory", "test_adapted", "test_wrappers", "test_greedy", "test_tartan", "test_baselines", "test_torch_optimizer",
          "test_rules_derivatives", "test_definitions", "test_solvers", "test_products", "test_adaptation", "test_rules",
          "test_composed", "test_truth", "test_error_bound", "test_randomness", "test_properties", "test_contract", "test_bad_input", "test_edge_cases",
          "test_sharded"]  # fmt: skip
@@ -120,7 +120,7 @@ MUTATIONS = [
     Mutation("unroll-detached-buffer", "unroll.py", "pulled.slots[k] if k in names", "{} if k in names",
              "cotangent of the optimizer state dropped (moskomule/hypergrad's detached buffer, and Adam's moments)"),
     Mutation("unroll-off-by-one", "unroll.py", "held.append(self._ahead(state, steps.start - state.step))",
-             "held.append(self._ahead(state, steps.start - state.step - 1))",
+             "held.append(self._ahead(state, steps.start - state.step + 1))",
              "a step left out of the sweep"),
     Mutation("t1t2-end", "one_step.py", "params=before.params,", "params=record.end.params,",
              "mixed derivative at the end instead of before the last step"),
