@@ -20,14 +20,19 @@ MEASURES = {
     "meta_peak": True,
 }
 
-META = (
-    Column(key="estimator", head="estimator", about="its registered name", facet=True),
+PLACE = (
     Column(key="problem", head="workload", about="what was trained", facet=True),
     Column(key="setting", head="settings", about="of the workload", facet=True),
     Column(key="dtype", head="dtype", about="of the parameters, or of the autocast", facet=True),
     Column(key="device_asked", head="device", about="as it was asked for", facet=True),
     Column(key="kernel", head="kernels", about="attention kernels that were allowed", facet=True),
     Column(key="unroll", head="unroll", about="training steps in a meta step", write=count, facet=True),
+)
+"""Which workload, and how it was run."""
+
+META = (
+    Column(key="estimator", head="estimator", about="its registered name", facet=True),
+    *PLACE,
     Column(key="workers", head="workers", about="data-parallel processes", write=count, facet=True),
     Column(
         key="throughput_ratio", head="throughput / plain", better="more", write="{:.3g}".format, spread=True,

@@ -9,6 +9,7 @@ import pandas as pd
 from ..layouts import LAYOUTS
 from ..meta_tables import size
 from .grid import SOURCES, Column, Grid, count
+from .meta import PLACE
 
 SAME = ("problem", "setting", "dtype", "device_asked", "kernel", "estimator", "unroll", "workers")
 """Cells that agree in these with a line are what it was made of."""
@@ -16,12 +17,7 @@ SAME = ("problem", "setting", "dtype", "device_asked", "kernel", "estimator", "u
 COLUMNS = (
     Column(key="method", head="method", about="as the paper calls it"),
     Column(key="estimator", head="ours", about="the estimator that is the paper's method"),
-    Column(key="problem", head="workload", about="what was trained", facet=True),
-    Column(key="setting", head="settings", about="of the workload", facet=True),
-    Column(key="dtype", head="dtype", about="of the parameters, or of the autocast", facet=True),
-    Column(key="device_asked", head="device", about="as it was asked for", facet=True),
-    Column(key="kernel", head="kernels", about="attention kernels that were allowed", facet=True),
-    Column(key="unroll", head="unroll", about="training steps in a meta step", write=count, facet=True),
+    *PLACE,
     Column(key="workers", head="workers", about="data-parallel processes, or their GPUs", write=count, facet=True),
     Column(key="throughput", head="examples / s", better="more", write="{:,.4g}".format, about="ours"),
     Column(key="throughput_ratio", head="throughput", better="more", write="{:.3g}".format, about="ours, relative to one worker's base"),
